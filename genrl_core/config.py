@@ -1,0 +1,273 @@
+"""What recipes are made of: the config classes of components and the schema of every section.
+
+A component is registered as a config class. The class carries the schema (strict, frozen, unknown
+keys forbidden), the paradigm, the capabilities given or needed, and ``build()``, the only place
+where a plugin imports torch and its heavy libraries. Nothing in this module imports them.
+"""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from genrl_core.capability import Capability
+
+if TYPE_CHECKING:
+    from genrl_core.objective import Objective, View
+    from genrl_core.policy import Policy
+    from genrl_core.reward import Reward
+    from genrl_core.sampler import Sampler
+
+NONE: frozenset[Capability] = frozenset()
+
+
+class Schema(BaseModel):
+    """Strict, frozen, no unknown keys, no NaN: what every section and component is."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
+
+
+class Component(Schema):
+    """A config class that a plugin registers under a name.
+
+    Attributes:
+        paper: where the method comes from, ``arXiv 2510.13418`` or a title; shown by ``genrl ls``.
+    """
+
+    paper: ClassVar[str] = ""
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring."""
+        return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+
+
+class PolicyConfig(Component):
+    """A network of one paradigm and the glue around it."""
+
+    paradigm: ClassVar[str]
+    weights: str | None = Field(
+        None,
+        description="where the weights come from: `recipe:NAME` trains that recipe once and caches "
+        "the result, a GenRL checkpoint or run folder, or whatever the policy itself can load",
+    )
+
+    def provides(self) -> frozenset[Capability]:
+        """What this configuration gives: bound, matching, value, differentiable, its media."""
+        return NONE
+
+    @abstractmethod
+    def build(self) -> "Policy":
+        """The policy on the CPU, in evaluation mode. Weights that the core loads are None here."""
+
+
+class SamplerConfig(Component):
+    """A way to draw samples from the policies of one paradigm."""
+
+    paradigm: ClassVar[str]
+    supervised: ClassVar[bool] = False
+    """Whether it returns data instead of drawing from the policy, so that no reward is needed."""
+
+    def provides(self) -> frozenset[Capability]:
+        """What this configuration gives: step_logp, step_kl, entropy."""
+        return NONE
+
+    def lacks(self, capability: Capability) -> str:
+        """Why ``capability`` is not given, as half a sentence; empty where there is no more to say."""
+        return ""
+
+    @abstractmethod
+    def build(self) -> "Sampler":
+        """The sampler."""
+
+
+class RewardConfig(Component):
+    """A judgement of finished samples."""
+
+    media: ClassVar[frozenset[Capability]] = frozenset({Capability.IMAGE})
+    evaluation_only: ClassVar[bool] = False
+    """Whether it judges whole sets or must stay held out: allowed under evaluate.metrics alone."""
+    weight: float = Field(1.0, description="factor of this reward in the sum of rewards")
+
+    def needs(self) -> frozenset[Capability]:
+        """Capabilities beyond a fitting medium."""
+        return NONE
+
+    @abstractmethod
+    def build(self) -> "Reward":
+        """The reward."""
+
+
+class ObjectiveConfig(Component):
+    """A loss on terms, rewards and advantages."""
+
+    advantage_defaults: ClassVar[dict[str, Any]] = {}
+    filter_defaults: ClassVar[dict[str, Any]] = {}
+    uses_reward: ClassVar[bool] = True
+    weight: float = Field(1.0, description="factor of this objective in the summed loss")
+
+    def view_wanted(self) -> "View | None":
+        """The view of the rollout it reads; None takes the view of its neighbour objective."""
+        return "steps"
+
+    def needs(self) -> frozenset[Capability]:
+        """Capabilities that the policy and the sampler must give together."""
+        return frozenset({Capability.STEP_LOGP}) if self.view_wanted() == "steps" else NONE
+
+    @abstractmethod
+    def build(self) -> "Objective":
+        """The objective."""
+
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class AdvantageConfig(Schema):
+    """How rewards become advantages."""
+
+    baseline: Literal["group_mean", "leave_one_out", "batch_mean", "none"] = Field(
+        "group_mean", description="what is subtracted from a reward"
+    )
+    scale: Literal["group_std", "batch_std", "none"] = Field(
+        "group_std", description="what the difference is divided by (unbiased standard deviation)"
+    )
+    epsilon: NonNegative = Field(1e-4, description="added to the divisor")
+    clip: Positive | None = Field(None, description="advantages are clipped to +- this")
+
+
+class FilterConfig(Schema):
+    """Which groups of samples are learned from; the spread of a group is its rewards' deviation."""
+
+    min_spread: NonNegative | None = Field(
+        None, description="groups whose reward spread is not above this are rejected; 0 for equal"
+    )
+    spread_percentile: Annotated[float, Field(gt=0, lt=100)] | None = Field(
+        None, description="groups below this percentile of past spreads are rejected"
+    )
+    history: Count = Field(500, description="how many past spreads the percentile looks at")
+    warmup: Count = Field(50, description="spreads seen before the percentile rejects any group")
+    then: Literal["drop", "resample"] = Field(
+        "drop", description="leave rejected groups out, or draw new ones in their place"
+    )
+    max_attempts: Annotated[int, Field(ge=2)] = Field(
+        4, description="rollouts per iteration at the most, the first included, with resample"
+    )
+
+    @property
+    def active(self) -> bool:
+        return self.min_spread is not None or self.spread_percentile is not None
+
+
+class WeightsConfig(Schema):
+    """Weight slots beside the current one. The reference slot exists whenever it is needed."""
+
+
+class PromptsConfig(Schema):
+    """Where prompts come from: text (one per line), JSON lines or CSV with a column `text`."""
+
+    file: str | None = Field(None, description="prompts to train on; relative to the recipe")
+    evaluate: str | None = Field(None, description="held-out prompts to evaluate on")
+
+
+class StepsConfig(Schema):
+    """Which network calls of a sample are trained (computational reduction of Mask-GRPO)."""
+
+    choose: Literal["all", "first", "last", "random", "stratified"] = Field(
+        "all", description="random and stratified draw anew for every sample and iteration"
+    )
+    count: Count | None = Field(None, description="how many calls; every one for `all`")
+    importance: bool = Field(
+        False, description="weigh each call by 1 / P(chosen), so that the loss estimates all calls"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StepsConfig":
+        if (self.choose == "all") != (self.count is None):
+            raise ValueError("count goes with first, last, random and stratified, and only them")
+        if self.importance and self.choose not in ("random", "stratified"):
+            raise ValueError("importance needs random or stratified: the others never see some calls")
+        return self
+
+
+class TrainConfig(Schema):
+    """The optimisation."""
+
+    iterations: Annotated[int, Field(ge=0)] = Field(description="outer iterations")
+    num_prompts: Count = Field(description="prompts per iteration")
+    num_generations: Count = Field(8, description="samples per prompt: the group size G")
+    num_minibatches: Count = Field(1, description="optimizer steps that share an iteration's groups")
+    num_updates: Count = Field(1, description="passes over an iteration's samples (PPO epochs)")
+    learning_rate: Positive = Field(description="peak learning rate of AdamW")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="after the warm-up; linear and cosine end at 0"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="optimizer steps of warm-up")
+    adam_betas: Annotated[list[float], Field(min_length=2, max_length=2)] = Field(
+        [0.9, 0.95], description="AdamW betas"
+    )
+    adam_epsilon: Positive = Field(1e-8, description="AdamW epsilon")
+    weight_decay: NonNegative = Field(0.0, description="on matrices; never on biases and norms")
+    max_grad_norm: Positive | None = Field(1.0, description="gradients are clipped to this norm")
+    steps: StepsConfig = StepsConfig()
+    draws: Count = Field(1, description="corruption draws per sample, for bound and matching")
+    rows_per_forward: Count = Field(
+        512, description="rows (call, sample) in one training forward: the memory of an update"
+    )
+    samples_per_forward: Count = Field(512, description="samples drawn together in a rollout")
+    drift_tolerance: Positive = Field(
+        1e-3, description="largest allowed |log-density now - as recorded| under equal weights, nats"
+    )
+
+
+class EvaluateConfig(Schema):
+    """What is measured on the held-out prompts, always with the same random streams."""
+
+    every: Annotated[int, Field(ge=0)] = Field(
+        0, description="iterations between evaluations; 0 for before and after alone"
+    )
+    num_generations: Count = Field(1, description="samples per held-out prompt")
+    sampler: dict[str, Any] = Field({}, description="sampler fields that differ in evaluation")
+    metrics: dict[str, Any] = Field({}, description="label -> reward used as a measure alone")
+    base_sweep: dict[str, list[Any]] = Field(
+        {}, description="sampler field -> values at which the untrained policy is measured too"
+    )
+    headline: str | None = Field(
+        None, description="the metric by which base_sweep picks its best; the first one if silent"
+    )
+
+
+class SaveConfig(Schema):
+    """Checkpoints."""
+
+    every: Annotated[int, Field(ge=0)] = Field(
+        0, description="iterations between checkpoints; 0 for the last alone"
+    )
+    keep: Annotated[int, Field(ge=1)] = Field(2, description="how many checkpoints are kept")
+
+
+class RunConfig(Schema):
+    """The run itself."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = Field(
+        None, description="name of the run folder; silent: the recipe's name, numbered"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="the seed of every random stream")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs")
+    threads: Count | None = Field(None, description="CPU threads of torch; silent: torch's choice")
+
+
+SECTIONS: dict[str, type[Schema]] = {
+    "advantage": AdvantageConfig,
+    "filter": FilterConfig,
+    "weights": WeightsConfig,
+    "prompts": PromptsConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "save": SaveConfig,
+    "run": RunConfig,
+}
+"""The sections with a fixed schema; policy, sampler, reward and objective hold components."""

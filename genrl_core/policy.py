@@ -1,0 +1,68 @@
+"""The interface of a policy: what a network says about samples, and nothing about how to draw."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from genrl_core.records import Matching, Media, Prompt, Scored, Streams, Tensors
+
+
+class Policy(ABC):
+    """A network with the glue that turns prompts into conditions and outputs into media.
+
+    What the network predicts is the affair of the paradigm's base class. ``network`` is called
+    only through its ``forward``, so that whatever wraps it (autocast, sharding) sees every call,
+    and it is looked up at each call, because a weight slot puts another module in its place.
+    A policy has no dropout: both passes of an update must compute the same function.
+
+    Attributes:
+        network: the module whose parameters are trained.
+        combine_draws: whether a bound over several draws is one weighted sum per sample (True) or
+            one term per draw (False).
+    """
+
+    network: nn.Module
+    combine_draws: bool = False
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[Prompt]) -> Tensors:
+        """The condition of each prompt: name -> ``[P, ...]``."""
+
+    @abstractmethod
+    def decode(self, final: Tensors) -> Media:
+        """Finished samples as media; pixels are uint8 ``[B, 3, H, W]``."""
+
+    def corrupt(
+        self, final: Tensors, streams: Streams, draws: int, update: int, updates: int
+    ) -> Tensors:
+        """Random corruptions of finished samples, drawn once and shared by all weight slots.
+
+        Args:
+            final: name -> ``[B, ...]``.
+            streams: the B samples' random streams.
+            draws: D.
+            update, updates: index and number of the iteration's updates, for schedules over them.
+
+        Returns:
+            name -> ``[D, B, ...]``. The name ``weight`` is reserved: ``[D, B]`` float32, the
+            importance of each draw in the bound.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no corruption")
+
+    def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
+        """A bound on the log-likelihood of finished samples under given corruptions.
+
+        All arguments have one row per (draw, sample); ``log_probs`` is ``[R, 1]``. The default is
+        the negative matching error.
+        """
+        matching = self.matching(final, cond, corruption)
+        return Scored(log_probs=-matching.error(matching.prediction).unsqueeze(1))
+
+    def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:
+        """The prediction on corrupted samples and its error; one row per (draw, sample)."""
+        raise NotImplementedError(f"{type(self).__name__} gives no matching")
+
+    def decode_pixels(self, final: Tensors) -> Tensor:
+        """Differentiable pixels in [0, 1]: ``[B, 3, H, W]`` float32."""
+        raise NotImplementedError(f"{type(self).__name__} is not differentiable")

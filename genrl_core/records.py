@@ -1,0 +1,349 @@
+"""The frozen records that flow through the loop, and the letters of their shapes.
+
+    B  samples                          T = K * M  terms of a sample, index k * M + m
+    G  samples per prompt               D  corruption draws of a bound
+    K  network calls that score one     R  rows: pairs (call, sample) or (draw, sample)
+    M  terms scored by one call         N  positions   V  vocabulary   C H W F  image and frames
+
+The sample axis of ``cond``, ``trace`` and ``final`` comes first, so one rule selects and pads them.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genrl_core import functional
+
+Tensors = dict[str, Tensor]
+"""Named tensors with the sample axis first."""
+
+Others = Mapping[str, Callable[[], AbstractContextManager[Any]]]
+"""Weight slots other than the current one: name -> what activates the slot inside a ``with``."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One normalised prompt: what ``encode`` conditions on and what rewards may read.
+
+    Attributes:
+        id: stable name; the random streams of its samples are keyed by it.
+        text: the prompt itself.
+        negative: what guidance steers away from; empty for none.
+        columns: every further column of the prompt file, for rewards.
+    """
+
+    id: str
+    text: str
+    negative: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Streams:
+    """One random stream per sample: the only randomness there is.
+
+    A stream is a counter-based generator (Philox) keyed by a hash of the sample's coordinates, so
+    what a sample draws depends neither on the batch it stands in nor on the device or the number of
+    processes. Draws are float32 on ``device``; successive calls continue the stream.
+    """
+
+    def __init__(
+        self, keys: Sequence[str], shared_keys: Sequence[str], device: torch.device | str = "cpu"
+    ):
+        self._keys = tuple(keys)
+        self._shared_keys = tuple(shared_keys)
+        self._device = torch.device(device)
+        unique = dict.fromkeys(self._keys)
+        self._generators = {key: _generator(key) for key in unique}
+
+    @property
+    def shared(self) -> "Streams":
+        """Streams that give every sample of a group the same draw."""
+        return Streams(self._shared_keys, self._shared_keys, self._device)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform on [0, 1): ``[B, *shape]`` float32."""
+        return self._draw(lambda g: g.random(shape, dtype=np.float32))
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal: ``[B, *shape]`` float32."""
+        return self._draw(lambda g: g.standard_normal(shape, dtype=np.float32))
+
+    def gumbel(self, *shape: int) -> Tensor:
+        """Standard Gumbel, drawn in float64 so that it is finite: ``[B, *shape]`` float32."""
+        return self._draw(lambda g: g.gumbel(size=shape).astype(np.float32))
+
+    def _draw(self, one: Callable[[np.random.Generator], Any]) -> Tensor:
+        drawn = {key: one(generator) for key, generator in self._generators.items()}
+        return torch.from_numpy(np.stack([drawn[key] for key in self._keys])).to(self._device)
+
+
+def _generator(key: str) -> np.random.Generator:
+    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples to draw: a pure function of (seed, iteration, attempt), equal on every rank.
+
+    Attributes:
+        seed, iteration, attempt: the coordinates of the plan; ``attempt`` counts resampling.
+        prompts: the distinct prompts, one per group slot.
+        group: ``[B]`` int64, index into ``prompts``.
+        sample: ``[B]`` int64, which sample of its prompt in this iteration.
+    """
+
+    seed: int
+    iteration: int
+    attempt: int
+    prompts: tuple[Prompt, ...]
+    group: Tensor
+    sample: Tensor
+    device: torch.device | str = "cpu"
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def streams(self, purpose: str) -> Streams:
+        """Fresh random streams for ``purpose``; the same purpose always starts the same streams."""
+        base = f"{self.seed}/{self.iteration}/{self.attempt}/{purpose}"
+        shared = [f"{base}/{self.prompts[g].id}" for g in self.group.tolist()]
+        keys = [f"{s}/{j}" for s, j in zip(shared, self.sample.tolist(), strict=True)]
+        return Streams(keys, shared, self.device)
+
+    def select(self, rows: Tensor) -> "Plan":
+        """The plan of some of its samples; their streams are unchanged."""
+        return replace(self, group=self.group[rows.cpu()], sample=self.sample[rows.cpu()])
+
+    def sample_prompts(self) -> list[Prompt]:
+        """The prompt of every sample: length B."""
+        return [self.prompts[g] for g in self.group.tolist()]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the sampler knows of the density of what it drew; every matrix is ``[T, B]``.
+
+    Attributes:
+        log_probs: float32 or better, summed over the term's events, as sampled.
+        events: int64, how many events (tokens, elements) the sum runs over.
+        step: int64, which step of the process the term belongs to.
+        mask: bool, which terms exist and were decided by the policy.
+        calls: K, the number of network calls that score a sample; ``T = K * M``.
+        weight: importance of the term; ones where None.
+        scale: scale for objectives that re-weight steps; ones where None.
+        value: the predicted expected reward when drawn, or None.
+    """
+
+    log_probs: Tensor
+    events: Tensor
+    step: Tensor
+    mask: Tensor
+    calls: int
+    weight: Tensor | None = None
+    scale: Tensor | None = None
+    value: Tensor | None = None
+
+    @staticmethod
+    def empty(samples: int, device: torch.device | str = "cpu") -> "Terms":
+        """No terms at all: for samplers that return data or are deterministic."""
+        zero = torch.zeros(0, samples, device=device)
+        return Terms(zero, zero.long(), zero.long(), zero.bool(), calls=0)
+
+    def matrices(self) -> Iterator[tuple[str, Tensor]]:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                yield item.name, value
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One rollout of B samples.
+
+    Attributes:
+        cond: what the network was conditioned on, name -> ``[B, ...]``.
+        trace: private to the sampler: enough to score every term again, name -> ``[B, ...]``.
+        final: the finished samples in the model's own space, name -> ``[B, ...]``.
+        terms: the densities as sampled, ``[T, B]``.
+    """
+
+    cond: Tensors
+    trace: Tensors
+    final: Tensors
+    terms: Terms
+
+    def __len__(self) -> int:
+        return int(self.terms.log_probs.shape[1])
+
+    def select(self, b: Tensor) -> "Trajectory":
+        """The trajectory of the samples ``b`` (``[R]`` int64)."""
+        picked = {name: matrix[:, b] for name, matrix in self.terms.matrices()}
+        return Trajectory(
+            take(self.cond, b), take(self.trace, b), take(self.final, b),
+            replace(self.terms, **picked),
+        )  # fmt: skip
+
+    @staticmethod
+    def concat(parts: Sequence["Trajectory"]) -> "Trajectory":
+        """The samples of several trajectories side by side, padded at the end where they differ."""
+        if len(parts) == 1:
+            return parts[0]
+        terms = _concat_terms([part.terms for part in parts])
+        return Trajectory(
+            concat([part.cond for part in parts]), concat([part.trace for part in parts]),
+            concat([part.final for part in parts]), terms,
+        )  # fmt: skip
+
+
+def take(tensors: Tensors, rows: Tensor) -> Tensors:
+    """The rows of every tensor."""
+    return {name: tensor[rows.to(tensor.device)] for name, tensor in tensors.items()}
+
+
+def concat(parts: Sequence[Tensors]) -> Tensors:
+    """Row-wise concatenation; trailing axes that differ are padded with zeros at the end."""
+    names = parts[0].keys()
+    return {name: torch.cat(_pad_alike([part[name] for part in parts], 1)) for name in names}
+
+
+def _pad_alike(tensors: Sequence[Tensor], first: int) -> list[Tensor]:
+    shape = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        missing = [(0, shape[d] - tensor.shape[d]) for d in range(tensor.dim() - 1, first - 1, -1)]
+        if any(extra for _, extra in missing):
+            tensor = torch.nn.functional.pad(tensor, [n for pair in missing for n in pair])
+        padded.append(tensor)
+    return padded
+
+
+def _concat_terms(parts: Sequence[Terms]) -> Terms:
+    calls = max(part.calls for part in parts)
+    joined: dict[str, Tensor] = {}
+    for name, _ in parts[0].matrices():
+        # [T, B] -> [B, K, M], so that padding keeps a term in its call.
+        folded = [getattr(p, name).T.reshape(len(p.mask.T), max(p.calls, 1), -1) for p in parts]
+        joined[name] = torch.cat(_pad_alike(folded, 1)).flatten(1).T
+    return Terms(calls=calls, **joined)  # type: ignore[arg-type]  # names come from the dataclass
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Differentiable numbers of some rows: the leaf of the two-pass gradient; each ``[R, M]``."""
+
+    log_probs: Tensor | None = None
+    kl_reference: Tensor | None = None
+    kl_old: Tensor | None = None
+    entropy: Tensor | None = None
+    value: Tensor | None = None
+
+    def named(self) -> Tensors:
+        """The fields that are given."""
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A prediction on corrupted samples and how wrong any prediction of that shape is.
+
+    Attributes:
+        prediction: ``[R, ...]``, differentiable.
+        error: maps a prediction of that shape to ``[R]``, differentiable.
+    """
+
+    prediction: Tensor
+    error: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All that an objective sees: the whole optimizer batch of all ranks, as numbers.
+
+    ``[T, B]``: log_probs, old, events, step, mask, weight, scale, advantage, and where asked for
+    reference, kl_reference, kl_old, entropy, value, old_value, returns.
+    ``[B]``: reward, group, valid.
+    ``population``: ``[T, B]`` bool, the terms that denominators count.
+    ``errors``: for the view ``matching``, one ``[T, B]`` per mixture that the objective asked for.
+    Entries outside ``mask`` hold the recorded numbers, so that a ratio there is 1 and finite.
+    """
+
+    log_probs: Tensor
+    old: Tensor
+    events: Tensor
+    step: Tensor
+    mask: Tensor
+    population: Tensor
+    weight: Tensor
+    scale: Tensor
+    advantage: Tensor
+    reward: Tensor
+    group: Tensor
+    valid: Tensor
+    reference: Tensor | None = None
+    kl_reference: Tensor | None = None
+    kl_old: Tensor | None = None
+    entropy: Tensor | None = None
+    value: Tensor | None = None
+    old_value: Tensor | None = None
+    returns: Tensor | None = None
+    errors: tuple[Tensor, ...] = ()
+
+    def reduce(self, x: Tensor, how: functional.Reduction = "sample_mean") -> Tensor:
+        """``functional.reduce`` with this batch's mask, weights and denominators."""
+        return functional.reduce(
+            x, how, mask=self.mask, weight=self.weight, population=self.population,
+            valid=self.valid, group=self.group,
+        )  # fmt: skip
+
+    def need(self, name: str) -> Tensor:
+        """A field that the objective declared in ``needs``.
+
+        Raises:
+            ValueError: the field is absent, because the objective did not declare it.
+        """
+        value: Tensor | None = getattr(self, name)
+        if value is None:
+            raise ValueError(f"the batch has no {name}: name it in the objective's needs")
+        return value
+
+
+@dataclass(frozen=True)
+class Media:
+    """Finished samples as a person or a reward takes them.
+
+    Attributes:
+        kind: ``image``, ``text`` or ``video``.
+        pixels: ``[B, 3, H, W]`` or ``[B, F, 3, H, W]`` uint8, for images and videos.
+        texts: B strings, for text.
+    """
+
+    kind: Literal["image", "text", "video"]
+    pixels: Tensor | None = None
+    texts: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts) if self.pixels is None else int(self.pixels.shape[0])
+
+    def select(self, rows: Sequence[int]) -> "Media":
+        """Some of the samples."""
+        if self.pixels is None:
+            return replace(self, texts=tuple(self.texts[row] for row in rows))
+        return replace(self, pixels=self.pixels[list(rows)])
+
+    @staticmethod
+    def concat(parts: Sequence["Media"]) -> "Media":
+        """The samples of several media of one kind."""
+        texts = tuple(text for part in parts for text in part.texts)
+        pixels = [part.pixels for part in parts if part.pixels is not None]
+        return Media(parts[0].kind, torch.cat(pixels) if pixels else None, texts)

@@ -1,0 +1,177 @@
+"""The interface of a sampler: how samples are drawn, and how likely what was drawn is."""
+
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from genrl_core.policy import Policy
+from genrl_core.records import Others, Plan, Scored, Streams, Tensors, Terms, Trajectory, take
+
+
+class Sampler(ABC):
+    """Draws samples from a policy and scores them again later, by the same distribution."""
+
+    @abstractmethod
+    def rollout(
+        self, policy: Policy, cond: Tensors, plan: Plan, grad_steps: int = 0
+    ) -> Trajectory:
+        """Draw the samples of ``plan``.
+
+        Args:
+            policy: what to draw from.
+            cond: name -> ``[B, ...]``, one row per sample.
+            plan: the samples; ``plan.streams(purpose)`` is the only source of randomness.
+            grad_steps: how many last steps keep the graph, for differentiable samplers.
+        """
+
+    def score(
+        self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor,
+        want: frozenset[str], others: Others,
+    ) -> Scored:  # fmt: skip
+        """The numbers of the rows (``k``, ``b``), each ``[R]`` int64, with gradient.
+
+        Args:
+            policy: under the weights in question.
+            trajectory: what was drawn.
+            k, b: the network call and the sample of every row.
+            want: fields of ``Scored`` to compute.
+            others: activates other weight slots, for ``kl_reference`` and ``kl_old``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no step densities")
+
+
+class Transition(ABC):
+    """The distribution of one step, for R rows at once; M terms per row."""
+
+    @abstractmethod
+    def sample(self, streams: Streams) -> Tensors:
+        """Draw an action: name -> ``[R, ...]``."""
+
+    @abstractmethod
+    def log_prob(self, action: Tensors) -> Tensor:
+        """The log-density of an action, summed over each term's events: ``[R, M]``."""
+
+    @abstractmethod
+    def events(self, action: Tensors) -> Tensor:
+        """How many events each term sums over; 0 means that the term does not exist: ``[R, M]``."""
+
+    def kl(self, other: "Transition") -> Tensor:
+        """KL(self || other) in closed form: ``[R, M]``."""
+        raise NotImplementedError(f"{type(self).__name__} has no closed-form KL")
+
+    def entropy(self) -> Tensor:
+        """The entropy of the step: ``[R, M]``."""
+        raise NotImplementedError(f"{type(self).__name__} has no entropy")
+
+    def value(self) -> Tensor:
+        """The predicted expected reward of the state: ``[R, M]``."""
+        raise NotImplementedError(f"{type(self).__name__} predicts no value")
+
+
+AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
+
+
+class MarkovSampler(Sampler, Generic[AnyPolicy]):
+    """A sampler whose samples are Markov chains: one transition object draws and scores.
+
+    A subclass gives ``start``, ``transition`` and ``advance``. The rollout asks the transition to
+    ``sample``, the update asks the same transition for ``log_prob``, with temperature, truncation
+    and guidance inside it: sampling and training cannot drift apart. ``pack`` and ``restore`` keep
+    every state and action by default; a sampler with a smaller record overrides the two together.
+
+    Attributes:
+        num_steps: K, the number of transitions.
+        predicts_value: whether the recorded terms carry ``value``.
+    """
+
+    num_steps: int
+    predicts_value: bool = False
+
+    @abstractmethod
+    def start(self, policy: AnyPolicy, cond: Tensors, streams: Streams) -> Tensors:
+        """The first state of every sample: name -> ``[B, ...]``."""
+
+    @abstractmethod
+    def transition(
+        self, policy: AnyPolicy, state: Tensors, k: Tensor, cond: Tensors
+    ) -> Transition:
+        """The distribution of the step ``k`` (``[R]`` int64; rows may mix steps)."""
+
+    @abstractmethod
+    def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:
+        """The next state: deterministic given the action."""
+
+    def finish(self, state: Tensors) -> Tensors:
+        """The finished samples, from the last state."""
+        return state
+
+    def pack(self, states: list[Tensors], actions: list[Tensors]) -> Tensors:
+        """What is recorded of a rollout: name -> ``[B, ...]``; ``states`` holds K + 1 states."""
+        record = {f"state.{n}": torch.stack([s[n] for s in states[:-1]], 1) for n in states[0]}
+        for name in actions[0]:
+            record[f"action.{name}"] = torch.stack([action[name] for action in actions], 1)
+        return record
+
+    def restore(self, trace: Tensors, k: Tensor, b: Tensor) -> tuple[Tensors, Tensors]:
+        """The state and the action of the rows (``k``, ``b``)."""
+        state = {n[6:]: t[b, k] for n, t in trace.items() if n.startswith("state.")}
+        action = {n[7:]: t[b, k] for n, t in trace.items() if n.startswith("action.")}
+        return state, action
+
+    def rollout(
+        self, policy: AnyPolicy, cond: Tensors, plan: Plan, grad_steps: int = 0
+    ) -> Trajectory:
+        streams = plan.streams("rollout")
+        states, actions, scores = [self.start(policy, cond, streams)], [], []
+        for step in range(self.num_steps):
+            with torch.set_grad_enabled(step >= self.num_steps - grad_steps):
+                k = torch.full((len(plan),), step, device=plan.device)
+                transition = self.transition(policy, states[-1], k, cond)
+                actions.append(transition.sample(streams))
+                states.append(self.advance(states[-1], actions[-1], k))
+                scores.append(self._recorded(transition, actions[-1]))
+        events = torch.stack([score["events"] for score in scores]).transpose(1, 2).flatten(0, 1)
+        per_call = len(events) // self.num_steps
+        numbers = {
+            name: torch.stack([score[name] for score in scores]).transpose(1, 2).flatten(0, 1)
+            for name in scores[0]
+            if name != "events"
+        }
+        steps = torch.arange(self.num_steps, device=plan.device).repeat_interleave(per_call)
+        terms = Terms(
+            events=events, step=steps.unsqueeze(1).expand_as(events), mask=events > 0,
+            calls=self.num_steps, **numbers,
+        )  # fmt: skip
+        return Trajectory(cond, self.pack(states, actions), self.finish(states[-1]), terms)
+
+    def _recorded(self, transition: Transition, action: Tensors) -> Tensors:
+        score = {"log_probs": transition.log_prob(action), "events": transition.events(action)}
+        if self.predicts_value:
+            score["value"] = transition.value()
+        return {name: value.detach() for name, value in score.items()}
+
+    def score(
+        self, policy: AnyPolicy, trajectory: Trajectory, k: Tensor, b: Tensor,
+        want: frozenset[str], others: Others,
+    ) -> Scored:  # fmt: skip
+        state, action = self.restore(trajectory.trace, k, b)
+        cond = take(trajectory.cond, b)
+        compared: dict[str, Transition] = {}
+        # Other slots run first: no slot may change between a forward with gradient and its backward.
+        for slot in sorted(others):
+            if f"kl_{slot}" in want:
+                with others[slot](), torch.no_grad():
+                    compared[slot] = self.transition(policy, state, k, cond)
+        transition = self.transition(policy, state, k, cond)
+        found: Tensors = {}
+        if "log_probs" in want:
+            found["log_probs"] = transition.log_prob(action)
+        if "entropy" in want:
+            found["entropy"] = transition.entropy()
+        if "value" in want:
+            found["value"] = transition.value()
+        for slot, other in compared.items():
+            found[f"kl_{slot}"] = transition.kl(other)
+        return Scored(**found)
