@@ -69,6 +69,18 @@ class Streams:
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the draws are put."""
+        return self._device
+
+    @staticmethod
+    def concat(parts: Sequence["Streams"]) -> "Streams":
+        """Fresh streams of the samples of several plans, side by side."""
+        keys = [key for part in parts for key in part._keys]
+        shared = [key for part in parts for key in part._shared_keys]
+        return Streams(keys, shared, parts[0]._device)
+
     def uniform(self, *shape: int) -> Tensor:
         """Uniform on [0, 1): ``[B, *shape]`` float32."""
         return self._draw(lambda g: g.random(shape, dtype=np.float32))
@@ -270,16 +282,16 @@ class Matching:
 class Batch:
     """All that an objective sees: the whole optimizer batch of all ranks, as numbers.
 
-    ``[T, B]``: log_probs, old, events, step, mask, weight, scale, advantage, and where asked for
-    reference, kl_reference, kl_old, entropy, value, old_value, returns.
+    ``[T, B]``: log_probs, events, step, mask, weight, scale, advantage; in the view ``steps`` old;
+    and where asked for old, reference, kl_reference, kl_old, entropy, value, old_value, returns.
     ``[B]``: reward, group, valid.
     ``population``: ``[T, B]`` bool, the terms that denominators count.
     ``errors``: for the view ``matching``, one ``[T, B]`` per mixture that the objective asked for.
+    ``draw_weight``: ``[D, B]``, for a bound whose draws are combined into one term.
     Entries outside ``mask`` hold the recorded numbers, so that a ratio there is 1 and finite.
     """
 
     log_probs: Tensor
-    old: Tensor
     events: Tensor
     step: Tensor
     mask: Tensor
@@ -290,6 +302,7 @@ class Batch:
     reward: Tensor
     group: Tensor
     valid: Tensor
+    old: Tensor | None = None
     reference: Tensor | None = None
     kl_reference: Tensor | None = None
     kl_old: Tensor | None = None
@@ -298,6 +311,7 @@ class Batch:
     old_value: Tensor | None = None
     returns: Tensor | None = None
     errors: tuple[Tensor, ...] = ()
+    draw_weight: Tensor | None = None
 
     def reduce(self, x: Tensor, how: functional.Reduction = "sample_mean") -> Tensor:
         """``functional.reduce`` with this batch's mask, weights and denominators."""

@@ -1,6 +1,7 @@
 """The interface of a sampler: how samples are drawn, and how likely what was drawn is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -123,13 +124,20 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
     def rollout(
         self, policy: AnyPolicy, cond: Tensors, plan: Plan, grad_steps: int = 0
     ) -> Trajectory:
+        return self.walk(policy, cond, plan, None, grad_steps)
+
+    def walk(
+        self, policy: AnyPolicy, cond: Tensors, plan: Plan,
+        given: Sequence[Tensors] | None, grad_steps: int = 0,
+    ) -> Trajectory:  # fmt: skip
+        """A rollout whose actions are drawn, or where ``given``, one entry per step, followed."""
         streams = plan.streams("rollout")
         states, actions, scores = [self.start(policy, cond, streams)], [], []
         for step in range(self.num_steps):
             with torch.set_grad_enabled(step >= self.num_steps - grad_steps):
                 k = torch.full((len(plan),), step, device=plan.device)
                 transition = self.transition(policy, states[-1], k, cond)
-                actions.append(transition.sample(streams))
+                actions.append(transition.sample(streams) if given is None else given[step])
                 states.append(self.advance(states[-1], actions[-1], k))
                 scores.append(self._recorded(transition, actions[-1]))
         events = torch.stack([score["events"] for score in scores]).transpose(1, 2).flatten(0, 1)

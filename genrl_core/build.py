@@ -1,0 +1,134 @@
+"""From a recipe to live components, weights included; pre-trained bases are trained once and kept."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from genrl_core import checkpoint
+from genrl_core.config import TrainConfig
+from genrl_core.errors import RecipeError
+from genrl_core.policy import Policy
+from genrl_core.recipe import Recipe, load_recipe
+from genrl_core.runtime import Runtime
+
+Notify = Callable[[str], None]
+TrainBase = Callable[[Recipe], dict[str, Tensor]]
+
+
+def cache_folder() -> Path:
+    """Where pre-trained bases are kept: ``$GENRL_CACHE``, or ``~/.cache/genrl``."""
+    return Path(os.environ.get("GENRL_CACHE") or Path.home() / ".cache" / "genrl")
+
+
+def build_policy(
+    recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify: Notify
+) -> Policy:
+    """The policy of a recipe, with its weights, on this rank's device.
+
+    ``policy.weights`` may be ``recipe:NAME`` (trained by ``train_base`` under this recipe's seed
+    unless the cache has it), a GenRL run or checkpoint folder, or whatever the policy itself loads.
+
+    Raises:
+        RecipeError: the weights are missing or belong to another network.
+    """
+    config = recipe.policy
+    if config is None:
+        raise RecipeError("the recipe has no policy: add `policy: {use: ...}`")
+    weights, tensors = config.weights, None
+    if weights is not None and weights.startswith("recipe:"):
+        tensors = _base_weights(recipe, weights.removeprefix("recipe:"), runtime, train_base, notify)
+    elif weights is not None and _is_ours(Path(weights)):
+        tensors = _saved_weights(Path(weights))
+    if tensors is not None:
+        config = config.model_copy(update={"weights": None})
+    policy = config.build()
+    if tensors is not None:
+        _load(policy.network, tensors, str(weights))
+    policy.network.to(runtime.device)
+    policy.network.eval()
+    return policy
+
+
+def _is_ours(path: Path) -> bool:
+    return (path / "checkpoints").is_dir() or (path / "MANIFEST.json").is_file()
+
+
+def _saved_weights(path: Path) -> dict[str, Tensor]:
+    if (path / "checkpoints").is_dir():
+        newest, problems = checkpoint.latest(path)
+        if newest is None:
+            raise RecipeError(f"{path} holds no valid checkpoint: " + "; ".join(problems))
+        path = newest
+    return dict(checkpoint.load(path).tensors["policy"])
+
+
+def _base_weights(
+    recipe: Recipe, name: str, runtime: Runtime, train_base: TrainBase, notify: Notify
+) -> dict[str, Tensor]:
+    base = load_recipe(name, [f"run.seed={recipe.run.seed}"], recipe.registry)
+    base = base.with_overrides(f"run.device={recipe.run.device}")
+    path = cache_folder() / f"{name.replace('/', '-')}-{base.digest()[:16]}.safetensors"
+    if not path.is_file() and runtime.main:
+        notify(f"pre-training {name} with seed {base.run.seed}; kept in {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        save_file({n: t.contiguous().cpu() for n, t in train_base(base).items()}, part)
+        os.replace(part, path)
+    runtime.barrier()
+    return load_file(path)
+
+
+def _load(network: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    own = dict(network.named_parameters()) | {
+        f"buffer.{name}": buffer for name, buffer in network.named_buffers()
+    }
+    wrong = sorted(own.keys() ^ tensors.keys())
+    wrong += [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
+    if wrong:
+        raise RecipeError(
+            f"policy.weights: {source} belongs to another network; {len(wrong)} tensors differ, "
+            f"for example {', '.join(wrong[:5])}: give the policy the same fields"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def build_optimizer(
+    parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig
+) -> torch.optim.Optimizer:
+    """AdamW; weight decay acts on matrices alone, not on biases and norms."""
+    named = list(parameters)
+    groups = [
+        {"params": [p for _, p in named if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.learning_rate,
+        betas=(config.adam_betas[0], config.adam_betas[1]), eps=config.adam_epsilon, fused=True,
+    )  # fmt: skip
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: TrainConfig
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Warm-up, then constant, linear or cosine; stepped once per optimizer step on every rank."""
+    total = config.iterations * config.num_updates * config.num_minibatches
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        progress = (step - config.warmup_steps) / max(total - config.warmup_steps, 1)
+        if config.lr_scheduler == "linear":
+            return max(1.0 - progress, 0.0)
+        if config.lr_scheduler == "cosine":
+            return 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * min(progress, 1.0)))))
+        return 1.0
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+

@@ -1,0 +1,246 @@
+"""From a plan to numbers: rollout, decode, reward, filter; global from here on."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from genrl_core.advantage import group_statistics
+from genrl_core.config import FilterConfig
+from genrl_core.errors import GenRLError, RewardError
+from genrl_core.filters import GroupFilter
+from genrl_core.policy import Policy
+from genrl_core.records import Media, Plan, Prompt, Streams, Tensors, Terms, Trajectory, take
+from genrl_core.reward import Reward
+from genrl_core.runtime import Runtime
+from genrl_core.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The samples of one iteration that are learned from.
+
+    Attributes:
+        trajectory: this rank's samples.
+        columns: ``[b]`` where they stand among the B of all ranks.
+        terms: ``[T, B]``, all ranks.
+        reward, valid, group: ``[B]``; the weighted sum of rewards, whether there is one, the group.
+        parts: the plans that this rank's samples come from, for their random streams.
+        media, prompts: of this rank's samples.
+        metrics: of everything that was drawn, rejected groups included.
+        problem: what was not finite, or None.
+        on_policy: whether it was drawn under the current weights, so that the recorded
+            log-densities hold until the first optimizer step.
+    """
+
+    trajectory: Trajectory
+    columns: Tensor
+    terms: Terms
+    reward: Tensor
+    valid: Tensor
+    group: Tensor
+    parts: tuple[Plan, ...]
+    media: Media
+    prompts: tuple[Prompt, ...]
+    metrics: dict[str, float]
+    problem: str | None
+    on_policy: bool = True
+
+    def streams(self, purpose: str) -> Streams:
+        """Fresh random streams of this rank's samples."""
+        return Streams.concat([part.streams(purpose) for part in self.parts])
+
+
+@dataclass(frozen=True)
+class _Part:
+    trajectory: Trajectory
+    columns: Tensor
+    plan: Plan
+    media: Media
+    terms: Terms
+    rewards: Tensors
+    group: Tensor
+    total: int
+
+
+def draw(
+    policy: Policy, sampler: Sampler, plan: Plan, samples_per_forward: int
+) -> tuple[Trajectory, Media]:
+    """The trajectories and media of a plan's samples, ``samples_per_forward`` at a time."""
+    trajectories, media = [], []
+    with torch.no_grad():
+        for rows in torch.arange(len(plan)).split(samples_per_forward):
+            part = plan.select(rows)
+            used, index = torch.unique(part.group, return_inverse=True)
+            encoded = policy.encode([plan.prompts[g] for g in used.tolist()])
+            trajectory = sampler.rollout(policy, take(encoded, index), part)
+            trajectories.append(trajectory)
+            media.append(policy.decode(trajectory.final))
+    return Trajectory.concat(trajectories), Media.concat(media)
+
+
+def judge(label: str, reward: Reward, media: Media, prompts: Sequence[Prompt]) -> Tensor:
+    """What one reward says, checked: ``[b]`` float64, NaN where it gave None.
+
+    Raises:
+        RewardError: it raised, or gave the wrong number of values, or something that is no number.
+    """
+    try:
+        given = list(reward(media, prompts))
+    except GenRLError:
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"reward {label!r} raised {type(error).__name__}: {error}; the run stops, since a "
+            "failed reward must not count as a bad sample"
+        ) from error
+    if len(given) != len(prompts):
+        raise RewardError(f"reward {label!r} gave {len(given)} values for {len(prompts)} samples")
+    for place, value in enumerate(given):
+        number = not isinstance(value, bool | str) and hasattr(value, "__float__")
+        if value is not None and not number:
+            raise RewardError(
+                f"reward {label!r} gave {value!r} for sample {place} "
+                f"(prompt {prompts[place].text!r}): expected a number or None"
+            )
+    values = [float("nan") if value is None else float(value) for value in given]
+    absent = torch.tensor([value is None for value in given], dtype=torch.bool)
+    found = torch.tensor(values, dtype=torch.float64)
+    # Infinity marks "not finite" from here on, NaN marks "no reward here".
+    return torch.where(~absent & ~found.isfinite(), torch.inf, found)
+
+
+class Collector:
+    """Draws, judges and filters the samples of an iteration."""
+
+    def __init__(
+        self, policy: Policy, sampler: Sampler, rewards: Mapping[str, tuple[float, Reward]],
+        group_filter: GroupFilter, config: FilterConfig, runtime: Runtime,
+        samples_per_forward: int,
+    ):  # fmt: skip
+        self._policy, self._sampler, self._rewards = policy, sampler, rewards
+        self._filter, self._config, self._runtime = group_filter, config, runtime
+        self._samples_per_forward = samples_per_forward
+        self._seconds = {"rollout": 0.0, "reward": 0.0}
+
+    def collect(self, plan: Callable[[int, int], Plan], groups: int) -> Rollout:
+        """Run ``plan(attempt, groups)`` until enough groups pass the filter, or the limit."""
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        attempts = self._config.max_attempts if self._config.then == "resample" else 1
+        parts: list[_Part] = []
+        kept: list[Tensor] = []
+        spreads: list[Tensor] = []
+        missing = groups
+        for attempt in range(attempts):
+            part = self._attempt(plan(attempt, missing))
+            reward, valid = self._total(part.rewards, part.total)
+            _, spread, _ = group_statistics(reward, valid, part.group)
+            keep = self._filter.keep(spread) if self._config.active else [True] * len(spread)
+            parts.append(part)
+            spreads.append(spread)
+            kept.append(torch.tensor(keep, dtype=torch.bool))
+            missing -= sum(keep)
+            if missing == 0:
+                break
+        return self._assemble(parts, kept, torch.cat(spreads))
+
+    def _attempt(self, plan: Plan) -> _Part:
+        own = self._runtime.own_groups(len(plan.prompts))
+        # A rank without a group draws one all the same and discards it, to know the shapes.
+        mine = torch.isin(plan.group, torch.tensor(own or [0]))
+        rows = mine.nonzero().flatten()
+        start = time.perf_counter()
+        local = plan.select(rows)
+        trajectory, media = draw(self._policy, self._sampler, local, self._samples_per_forward)
+        if not own:
+            rows, none = rows[:0], rows[:0]
+            trajectory, media, local = trajectory.select(none), media.select([]), plan.select(none)
+        middle = time.perf_counter()
+        rewards = self._judge(media, local.sample_prompts(), rows, len(plan))
+        terms = self._share(trajectory.terms, rows, len(plan))
+        self._seconds["rollout"] += middle - start
+        self._seconds["reward"] += time.perf_counter() - middle
+        return _Part(trajectory, rows, local, media, terms, rewards, plan.group, len(plan))
+
+    def _judge(
+        self, media: Media, prompts: Sequence[Prompt], columns: Tensor, total: int
+    ) -> Tensors:
+        failure, found = None, {}
+        try:
+            found = {n: judge(n, r, media, prompts) for n, (_, r) in self._rewards.items()}
+        except GenRLError as error:
+            failure = error
+        for other in self._runtime.collect(failure):
+            if other is not None:
+                raise other
+        return {n: self._runtime.gather(v, columns, total) for n, v in found.items()}
+
+    def _share(self, terms: Terms, columns: Tensor, total: int) -> Terms:
+        calls = max(self._runtime.collect(terms.calls))
+        shared: Tensors = {}
+        for name, matrix in terms.matrices():
+            folded = matrix.unflatten(0, (max(terms.calls, 1), -1)) if len(matrix) else matrix[None]
+            shared[name] = self._runtime.gather(folded.cpu(), columns, total).flatten(0, 1)
+        return replace(terms, calls=calls, **shared)
+
+    def _total(self, rewards: Tensors, total: int) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the rewards that a sample has, and whether it has any."""
+        if not rewards:
+            return torch.zeros(total, dtype=torch.float64), torch.ones(total, dtype=torch.bool)
+        weights = torch.tensor([w for w, _ in self._rewards.values()], dtype=torch.float64)
+        table = torch.stack([rewards[name] for name in self._rewards])
+        given = ~table.isnan()
+        summed = (weights.unsqueeze(1) * torch.where(given, table, torch.zeros_like(table))).sum(0)
+        return summed, given.any(0)
+
+    def _assemble(self, parts: list[_Part], kept: list[Tensor], spread: Tensor) -> Rollout:
+        chosen, trajectories, media, plans, prompts = [], [], [], [], []
+        columns, rewards, validity, groups, terms = [], [], [], [], []
+        offset = first_group = 0
+        drawn = []
+        for part, keep in zip(parts, kept, strict=True):
+            reward, valid = self._total(part.rewards, part.total)
+            drawn.append(reward[valid])
+            inside = keep[part.group]
+            order = inside.cumsum(0) - 1
+            local = inside[part.columns].nonzero().flatten()
+            trajectories.append(part.trajectory.select(local))
+            media.append(part.media.select(local.tolist()))
+            plans.append(part.plan.select(local))
+            prompts += plans[-1].sample_prompts()
+            columns.append(order[part.columns[local]] + offset)
+            rewards.append(reward[inside])
+            validity.append(valid[inside])
+            groups.append((keep.cumsum(0) - 1)[part.group[inside]] + first_group)
+            matrices = {n: m[:, inside] for n, m in part.terms.matrices()}
+            terms.append(Trajectory({}, {}, {}, replace(part.terms, **matrices)))
+            chosen.append(inside)
+            offset, first_group = offset + int(inside.sum()), first_group + int(keep.sum())
+        reward = torch.cat(rewards)
+        metrics = self._metrics(parts, torch.cat(drawn), spread, torch.cat(kept))
+        bad = [n for p in parts for n, v in p.rewards.items() if v.isinf().any()]
+        return Rollout(
+            Trajectory.concat(trajectories), torch.cat(columns), Trajectory.concat(terms).terms,
+            reward, torch.cat(validity), torch.cat(groups), tuple(plans), Media.concat(media),
+            tuple(prompts), metrics, f"reward {bad[0]!r} is not finite" if bad else None,
+        )  # fmt: skip
+
+    def _metrics(
+        self, parts: list[_Part], reward: Tensor, spread: Tensor, kept: Tensor
+    ) -> dict[str, float]:
+        found = {
+            "reward": float(reward.mean()) if len(reward) else float("nan"),
+            "reward_std": float(reward.std()) if len(reward) > 1 else 0.0,
+            "spread": float(spread.mean()),
+            "zero_spread": float((spread <= 1e-12).double().mean()),
+            "groups_kept": float(kept.sum()),
+            "groups_rejected": float((~kept).sum()),
+            "attempts": float(len(parts)),
+            "samples": float(sum(part.total for part in parts)),
+        }
+        for name in self._rewards:
+            values = torch.cat([part.rewards[name] for part in parts])
+            found[f"reward/{name}"] = float(values.nanmean())
+        return found | {f"seconds_{name}": value for name, value in self._seconds.items()}

@@ -1,0 +1,59 @@
+"""Measuring a policy on held-out prompts, always with the same random streams."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from genrl_core.collect import draw, judge
+from genrl_core.plan import evaluation_plan
+from genrl_core.policy import Policy
+from genrl_core.records import Media, Prompt
+from genrl_core.reward import Reward
+from genrl_core.runtime import Runtime
+from genrl_core.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and on what.
+
+    Attributes:
+        metrics: name -> number for the whole set.
+        media, prompts: the samples, in plan order.
+        num_generations: consecutive samples of one prompt.
+    """
+
+    metrics: dict[str, float]
+    media: Media
+    prompts: tuple[Prompt, ...]
+    num_generations: int
+
+
+def evaluate(
+    policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], *, seed: int,
+    num_generations: int, samples_per_forward: int, measures: Mapping[str, Reward],
+    rewards: Mapping[str, tuple[float, Reward]], runtime: Runtime,
+) -> Evaluation:  # fmt: skip
+    """Draw ``num_generations`` samples of every prompt and measure the whole set.
+
+    Measures report through ``Reward.summary``. The training rewards are averaged under
+    ``reward/<label>``, so that a gain of the reward can be held against the measures.
+    """
+    plan = evaluation_plan(seed, prompts, num_generations, runtime.device)
+    own = runtime.own_groups(len(prompts))
+    rows = [i for i, g in enumerate(plan.group.tolist()) if g in set(own)]
+    media = None
+    if rows:
+        part = plan.select(plan.group.new_tensor(rows))
+        media = draw(policy, sampler, part, samples_per_forward)[1]
+    pieces = [(r, m) for r, m in runtime.collect((rows, media)) if m is not None]
+    order = [row for piece_rows, _ in pieces for row in piece_rows]
+    whole = Media.concat([piece for _, piece in pieces])
+    whole = whole.select(sorted(range(len(order)), key=order.__getitem__))
+    asked = tuple(plan.sample_prompts())
+    metrics: dict[str, float] = {}
+    for label, measure in measures.items():
+        for name, value in measure.summary(whole, asked).items():
+            metrics[f"{label}/{name}" if name else label] = value
+    for label, (_, reward) in rewards.items():
+        metrics[f"reward/{label}"] = float(judge(label, reward, whole, asked).nanmean())
+    return Evaluation(metrics, whole, asked, num_generations)

@@ -1,0 +1,201 @@
+"""How the gradient travels: an objective differentiates numbers, chunks carry that to the network.
+
+A view turns rows (call, sample) into differentiable numbers. The rule:
+
+1. Evaluate the numbers of all rows without gradient, or take the recorded ones where the rollout
+   was drawn under the same weights. This record is the leaf.
+2. Call the loss once on the whole matrix and take the gradient with respect to every field.
+3. Run the network chunk by chunk and call ``torch.autograd.backward(fields, gradients)``.
+
+By the chain rule this is exact for any loss, with the memory of one chunk. A separable loss skips
+step 1: a chunk's fresh numbers are put into the matrix and reduced with the whole batch's
+denominators, so that the chunks add up to the same loss.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from genrl_core.records import Batch, Tensors
+from genrl_core.runtime import Runtime
+
+Loss = Callable[[Batch], tuple[Tensor, Tensors]]
+
+
+class View(Protocol):
+    """One way to see a rollout as numbers: K calls of M terms for this rank's samples."""
+
+    calls: int
+
+    def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
+        """The differentiable numbers of rows, ``[R, M]`` each; ``b`` counts local samples."""
+        ...
+
+    def blank(self, batch: Batch) -> Tensors:
+        """A constant for every field, ``[K * M, B]``: what entries outside the mask hold."""
+        ...
+
+    def insert(self, batch: Batch, values: Tensors) -> Batch:
+        """The batch with its current numbers replaced; differentiable in ``values``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one pass found.
+
+    Attributes:
+        loss: its value, for the whole batch.
+        metrics: unreduced, ``[T, B]`` or ``[B]``.
+        drift: the largest |number in the second pass - leaf|; None where there was no leaf.
+        batch: the batch with the current numbers in it, constant.
+    """
+
+    loss: float
+    metrics: Tensors
+    drift: float | None
+    batch: Batch
+
+
+def accumulate(
+    view: View, batch: Batch, loss: Loss, columns: Tensor, runtime: Runtime, *,
+    separable: bool, rows_per_forward: int, recorded: Tensors | None = None,
+) -> Outcome:  # fmt: skip
+    """Add the gradient of ``loss`` to the parameters that ``view`` reaches.
+
+    Args:
+        view: evaluates this rank's rows.
+        batch: the global batch; its ``mask`` and ``valid`` say which rows are trained.
+        loss: from the batch to a scalar and unreduced metrics.
+        columns: ``[b]`` int64, where this rank's samples stand among the B of the batch.
+        runtime: gathers the numbers of the other ranks.
+        separable: whether the loss is a sum over terms.
+        rows_per_forward: rows in one forward with gradient.
+        recorded: ``[K * M, B]`` numbers known to hold under the current weights, if they are.
+    """
+    chunks = list(_chunks(view, batch, columns, rows_per_forward))
+    per_call = _terms_per_call(view, batch)
+    fields = view.blank(batch)
+    if separable:
+        values = {name: blank.clone() for name, blank in fields.items()}
+        for k, b in chunks:
+            fresh = view.evaluate(k, b)
+            place = (_terms(k, per_call), columns[b].unsqueeze(1))
+            part = {n: blank.index_put(place, fresh[n].to(blank)) for n, blank in fields.items()}
+            inside = torch.zeros_like(batch.mask).index_put(place, torch.tensor(True))
+            chunk = replace(view.insert(batch, part), mask=batch.mask & inside)
+            value, _ = loss(chunk)
+            if value.requires_grad:
+                value.backward()  # type: ignore[no-untyped-call]  # torch's own annotation
+            _write(values, fresh, place)
+        drift = _drift(values, recorded, chunks, columns, per_call) if recorded else None
+        values = _share(values, fields, columns, runtime)
+        with torch.no_grad():
+            whole = view.insert(batch, values)
+            total, metrics = loss(whole)
+        return Outcome(float(total), metrics, _agree(drift, runtime), whole)
+
+    if recorded is None or recorded.keys() != fields.keys():
+        leaf = {name: blank.clone() for name, blank in fields.items()}
+        with torch.no_grad():
+            for k, b in chunks:
+                place = (_terms(k, per_call), columns[b].unsqueeze(1))
+                _write(leaf, view.evaluate(k, b), place)
+        leaf = _share(leaf, fields, columns, runtime)
+    else:
+        leaf = {name: recorded[name].clone() for name in fields}
+    for matrix in leaf.values():
+        matrix.requires_grad_(True)
+    total, metrics = loss(view.insert(batch, leaf))
+    gradients = dict.fromkeys(leaf)
+    if total.requires_grad:
+        found = torch.autograd.grad(total, list(leaf.values()), allow_unused=True)
+        gradients = dict(zip(leaf, found, strict=True))
+    values = {name: matrix.detach().clone() for name, matrix in leaf.items()}
+    for k, b in chunks:
+        fresh = view.evaluate(k, b)
+        place = (_terms(k, per_call), columns[b].unsqueeze(1))
+        pairs = [
+            (fresh[name], gradient[place].to(fresh[name]))
+            for name, gradient in gradients.items()
+            if gradient is not None and fresh[name].requires_grad
+        ]
+        if pairs:
+            torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+        _write(values, fresh, place)
+    constant = {name: matrix.detach() for name, matrix in leaf.items()}
+    drift = _drift(values, constant, chunks, columns, per_call)
+    whole = view.insert(batch, constant)
+    metrics = {name: metric.detach() for name, metric in metrics.items()}
+    return Outcome(float(total.detach()), metrics, _agree(drift, runtime), whole)
+
+
+def evaluate(
+    view: View, batch: Batch, columns: Tensor, runtime: Runtime, rows_per_forward: int
+) -> Tensors:
+    """The numbers of all trained rows without gradient, ``[K * M, B]`` each, on every rank."""
+    blank = view.blank(batch)
+    per_call = _terms_per_call(view, batch)
+    values = {name: matrix.clone() for name, matrix in blank.items()}
+    with torch.no_grad():
+        for k, b in _chunks(view, batch, columns, rows_per_forward):
+            place = (_terms(k, per_call), columns[b].unsqueeze(1))
+            _write(values, view.evaluate(k, b), place)
+    return _share(values, blank, columns, runtime)
+
+
+def _terms_per_call(view: View, batch: Batch) -> int:
+    rows = next(iter(view.blank(batch).values())).shape[0]
+    return rows // max(view.calls, 1)
+
+
+def _chunks(view: View, batch: Batch, columns: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's trained rows (k, b), call by call, in pieces of ``size``."""
+    mask = batch.mask & batch.valid
+    blank = next(iter(view.blank(batch).values()))
+    if mask.shape != blank.shape:  # one weighted sum per sample: every draw of it is a row
+        mask = mask.expand(blank.shape)
+    wanted = mask[:, columns].unflatten(0, (max(view.calls, 1), -1)).any(1)
+    k, b = wanted.nonzero(as_tuple=True)
+    for start in range(0, len(k), size):
+        yield k[start : start + size], b[start : start + size]
+
+
+def _terms(k: Tensor, per_call: int) -> Tensor:
+    """The term indices of calls: ``[R, M]``."""
+    return k.unsqueeze(1) * per_call + torch.arange(per_call, device=k.device)
+
+
+def _write(values: Tensors, fresh: Tensors, place: tuple[Tensor, Tensor]) -> None:
+    for name, matrix in values.items():
+        matrix[place] = fresh[name].detach().to(matrix)
+
+
+def _share(values: Tensors, blank: Tensors, columns: Tensor, runtime: Runtime) -> Tensors:
+    """Every rank's own columns, on every rank."""
+    if runtime.world_size == 1:
+        return values
+    total = next(iter(blank.values())).shape[1]
+    return {n: runtime.gather(m[:, columns], columns, total) for n, m in values.items()}
+
+
+def _drift(
+    values: Tensors, leaf: Tensors, chunks: list[tuple[Tensor, Tensor]], columns: Tensor,
+    per_call: int,
+) -> float:  # fmt: skip
+    worst = 0.0
+    for k, b in chunks:
+        place = (_terms(k, per_call), columns[b].unsqueeze(1))
+        for name in values.keys() & leaf.keys():
+            gap = (values[name][place] - leaf[name].detach()[place]).abs().max()
+            worst = max(worst, float(gap)) if gap == gap else float("nan")
+            if worst != worst:
+                return worst
+    return worst
+
+
+def _agree(drift: float | None, runtime: Runtime) -> float | None:
+    return None if drift is None else runtime.largest(drift)

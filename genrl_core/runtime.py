@@ -1,0 +1,136 @@
+"""The only module that knows accelerate and torch.distributed: ranks, gathering, reduction."""
+
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from genrl_core.errors import GenRLError
+
+T = TypeVar("T")
+
+
+class Runtime:
+    """Where this process stands among its peers, and the few things they do together.
+
+    Numbers are global, networks local: ``gather`` brings per-sample numbers to every rank, and
+    ``reduce_gradients`` is the one all-reduce that makes an update equal on every rank.
+    """
+
+    def __init__(self, device: str = "auto", alone: bool = False):
+        """Join the launcher's process group, if there is one.
+
+        Args:
+            device: ``auto``, ``cpu`` or ``cuda``.
+            alone: ignore the process group: for what one rank does by itself.
+
+        Raises:
+            GenRLError: ``cuda`` was asked for and is not there.
+        """
+        if device == "cuda" and not torch.cuda.is_available():
+            raise GenRLError("run.device is cuda, but torch sees no GPU: choose auto or cpu")
+        self._cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        self._distributed = not alone and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+    @cached_property
+    def _state(self) -> Any:
+        from accelerate import PartialState
+
+        return PartialState(cpu=not self._cuda)
+
+    @property
+    def rank(self) -> int:
+        return int(self._state.process_index) if self._distributed else 0
+
+    @property
+    def world_size(self) -> int:
+        return int(self._state.num_processes) if self._distributed else 1
+
+    @property
+    def device(self) -> torch.device:
+        if self._distributed:
+            return torch.device(self._state.device)
+        return torch.device("cuda" if self._cuda else "cpu")
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes files and prints."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self._distributed:
+            self._state.wait_for_everyone()
+
+    def own_groups(self, groups: int) -> list[int]:
+        """The group slots that this rank draws; a group's samples stay on one rank."""
+        return list(range(self.rank, groups, self.world_size))
+
+    def gather(self, local: Tensor, columns: Tensor, total: int) -> Tensor:
+        """Per-sample numbers of all ranks, in plan order, equal on every rank.
+
+        Args:
+            local: ``[..., b]`` on the CPU, this rank's samples in the last axis. Leading axes may differ
+                between ranks in length; the result has the largest, zeros elsewhere.
+            columns: ``[b]`` int64, the place of each among ``total``.
+            total: B.
+
+        Returns:
+            ``[..., B]`` of the same dtype.
+        """
+        lead = torch.tensor(local.shape[:-1], dtype=torch.int64, device=self.device)
+        if self._distributed and len(lead):
+            torch.distributed.all_reduce(lead, torch.distributed.ReduceOp.MAX)
+        dtype = torch.int64 if local.dtype == torch.bool else local.dtype
+        whole = torch.zeros(*lead.tolist(), total, dtype=dtype)
+        inner = tuple(slice(0, size) for size in local.shape[:-1])
+        whole[(*inner, columns)] = local.to(dtype)
+        if self._distributed:
+            shared = whole.to(self.device)
+            torch.distributed.all_reduce(shared)
+            whole = shared.cpu()
+        return whole.to(local.dtype)
+
+    def largest(self, value: float) -> float:
+        """The largest value over all ranks; NaN wins."""
+        if not self._distributed:
+            return value
+        values = torch.zeros(self.world_size, dtype=torch.float64, device=self.device)
+        values[self.rank] = value
+        torch.distributed.all_reduce(values)
+        return float(values.max())
+
+    def collect(self, item: T) -> list[T]:
+        """A small picklable object of every rank, in rank order."""
+        if not self._distributed:
+            return [item]
+        found: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(found, item)
+        return found
+
+    def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum the gradients of all ranks: each holds the part of its own samples.
+
+        One explicit all-reduce after the last chunk. A parameter without a gradient counts as zero,
+        so that ranks whose chunks left a head unused stay in step.
+        """
+        if not self._distributed:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors with those of rank 0."""
+        if self._distributed:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self._distributed:
+            self._state.destroy_process_group()

@@ -1,0 +1,195 @@
+"""What plugin authors test with: conformance checks, and the toys with exact expectations."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from genrl_core import gradient
+from genrl_core.collect import Rollout, draw
+from genrl_core.config import AdvantageConfig, TrainConfig
+from genrl_core.objective import Objective
+from genrl_core.plan import plan_of
+from genrl_core.policy import Policy
+from genrl_core.records import Media, Plan, Prompt, Trajectory
+from genrl_core.runtime import Runtime
+from genrl_core.sampler import Sampler
+from genrl_core.toys import (
+    ToyCanvas,
+    ToyCanvasSampler,
+    ToyGaussian,
+    ToyGaussianSampler,
+    ToyReward,
+    ToySequence,
+    ToySequenceSampler,
+    every_trajectory,
+    follow,
+)
+from genrl_core.update import Learner, Side
+from genrl_core.weights import Slots
+
+__all__ = [
+    "ToyCanvas", "ToyCanvasSampler", "ToyGaussian", "ToyGaussianSampler", "ToyReward",
+    "ToySequence", "ToySequenceSampler", "check_sampler", "every_trajectory", "expected_update",
+    "follow", "learner_for", "rollout_of", "toys",
+]  # fmt: skip
+
+
+def toys() -> list[tuple[Policy, Sampler]]:
+    """A fresh pair of every toy."""
+    return [
+        (ToySequence(), ToySequenceSampler()),
+        (ToyCanvas(), ToyCanvasSampler()),
+        (ToyGaussian(), ToyGaussianSampler()),
+    ]
+
+
+def rollout_of(
+    trajectory: Trajectory, reward: Tensor, group: Tensor, weight: Tensor | None = None
+) -> Rollout:
+    """A rollout record of given trajectories: B samples with rewards and groups, ``[B]`` each.
+
+    ``weight`` (``[B]``) multiplies every term of a sample in sums, not in denominators, so that a
+    mean over B samples becomes an expectation when it is B times their probabilities.
+    """
+    count = len(reward)
+    terms = trajectory.terms
+    if weight is not None:
+        terms = replace(terms, weight=weight.expand_as(terms.log_probs).to(terms.log_probs))
+    # Every group has a prompt of its own, so that no two samples share a random stream.
+    prompts = tuple(Prompt(f"group {g}", "toy") for g in range(int(group.max()) + 1))
+    plan = Plan(0, 0, 0, prompts, group, torch.arange(count))
+    return Rollout(
+        replace(trajectory, terms=terms), torch.arange(count), terms, reward.double(),
+        torch.ones(count, dtype=torch.bool), group, (plan,), Media("text", texts=("",) * count),
+        tuple(plan.sample_prompts()), {}, None,
+    )  # fmt: skip
+
+
+def learner_for(
+    policy: Policy, sampler: Sampler, objectives: Mapping[str, tuple[float, Objective]],
+    slots: Slots | None = None, advantage: AdvantageConfig | None = None, rate: float = 1.0,
+    **train: object,
+) -> Learner:  # fmt: skip
+    """A learner with plain gradient descent, for tests that look at single updates."""
+    slots = slots or Slots(policy)
+    views: dict[str, list[tuple[str, float, Objective]]] = {}
+    wanted = next(o.view for _, o in objectives.values() if o.view is not None)
+    for label, (weight, objective) in objectives.items():
+        views.setdefault(objective.view or wanted, []).append((label, weight, objective))
+    sides = [Side(view, tuple(members)) for view, members in views.items()]
+    fields = {"iterations": 1, "num_prompts": 1, "learning_rate": rate, "max_grad_norm": None}
+    config = TrainConfig.model_validate(fields | train)
+    optimizer = torch.optim.SGD(list(slots.trainable.values()), lr=rate)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    return Learner(
+        policy, sampler, slots, sides, config, advantage or AdvantageConfig(), optimizer,
+        scheduler, Runtime("cpu"),
+    )  # fmt: skip
+
+
+def expected_update(
+    policy: Policy, sampler: Sampler, objectives: Mapping[str, tuple[float, Objective]], *,
+    group_size: int = 1, advantage: AdvantageConfig | None = None, slots: Slots | None = None,
+    drawn: tuple[Trajectory, Tensor] | None = None, nodes: int = 12,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The exact expectation of an objective's gradient over all groups of a toy's samples.
+
+    Every group of ``group_size`` trajectories stands in one batch, weighted by its probability, and
+    goes through the same learner as a training run. Use a reduction of the kind "mean over
+    samples". ``drawn`` replaces the trajectories and probabilities by those of other weights.
+    """
+    trajectory, probability = drawn or every_trajectory(policy, nodes)
+    count = len(probability)
+    reward = torch.tensor(ToyReward()(policy.decode(trajectory.final), []), dtype=torch.float64)
+    members = torch.tensor(list(itertools.product(range(count), repeat=group_size)))
+    chance = probability[members].prod(1)
+    column = members.flatten()
+    group = torch.arange(len(members)).repeat_interleave(group_size)
+    weight = (chance * len(members)).repeat_interleave(group_size)
+    rollout = rollout_of(trajectory.select(column), reward[column], group, weight)
+    learner = learner_for(
+        policy, sampler, objectives, slots, advantage, rows_per_forward=4 * len(column),
+        drift_tolerance=1e6,
+    )  # fmt: skip
+    before = {name: p.detach().clone() for name, p in policy.network.named_parameters()}
+    learner.learn(replace(rollout, on_policy=drawn is None), 0, 0)
+    moved = {name: p.detach().clone() for name, p in policy.network.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in policy.network.named_parameters():
+            parameter.copy_(before[name])
+    return {name: before[name] - moved[name] for name in before}
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """What ``check_sampler`` measured: the largest deviations, in nats.
+
+    Attributes:
+        drift: scores under the drawing weights against the recorded ones.
+        chunks: scores of shuffled rows in small chunks against those of one forward.
+        batches: log-densities of samples drawn one at a time against those drawn together.
+    """
+
+    drift: float
+    chunks: float
+    batches: float
+
+
+def check_sampler(
+    policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], *, samples: int = 4,
+    tolerance: float = 1e-4,
+) -> Conformance:  # fmt: skip
+    """Whether a sampler scores what it drew, however the rows are batched.
+
+    Raises:
+        AssertionError: naming the first property that does not hold.
+    """
+    state = torch.random.get_rng_state()
+    plan = plan_of(7, 0, 0, prompts, samples)
+    whole, media = draw(policy, sampler, plan, len(plan))
+    assert torch.equal(state, torch.random.get_rng_state()), "the rollout drew global randomness"
+    assert len(media) == len(plan), f"decode gave {len(media)} media for {len(plan)} samples"
+    terms = whole.terms
+    assert terms.mask.any(), "the sampler recorded no term"
+    assert not (terms.mask & (terms.events < 1)).any(), "a term inside the mask has no event"
+    single, _ = draw(policy, sampler, plan, 1)
+    batches = _gap(single.terms.log_probs, terms.log_probs, terms.mask)
+    per_call = len(terms.mask) // terms.calls
+    k, b = (mask.flatten() for mask in _grid(terms.calls, len(plan)))
+    want = frozenset({"log_probs"})
+
+    def scores(order: Tensor, size: int) -> Tensor:
+        found = torch.zeros_like(terms.log_probs)
+        for rows in order.split(size):
+            scored = sampler.score(policy, whole, k[rows], b[rows], want, {}).log_probs
+            assert scored is not None, "score gave no log_probs"
+            place = k[rows].unsqueeze(1) * per_call + torch.arange(per_call)
+            found[place, b[rows].unsqueeze(1)] = scored.detach()
+        return found
+
+    again = scores(torch.arange(len(k)), len(k))
+    shuffled = scores(torch.arange(len(k)).flip(0), 3)
+    drift = _gap(again, terms.log_probs, terms.mask)
+    chunks = _gap(shuffled, again, terms.mask)
+    found = Conformance(drift, chunks, batches)
+    assert drift <= tolerance, f"scores differ from the recorded ones by {drift:.3g} nats"
+    assert chunks <= tolerance, f"scores depend on how rows are batched, by {chunks:.3g} nats"
+    assert batches <= tolerance, f"draws depend on the batch, by {batches:.3g} nats"
+    return found
+
+
+def _grid(calls: int, samples: int) -> tuple[Tensor, Tensor]:
+    k, b = torch.meshgrid(torch.arange(calls), torch.arange(samples), indexing="ij")
+    return k, b
+
+
+def _gap(first: Tensor, second: Tensor, mask: Tensor) -> float:
+    return float((first - second)[mask].abs().max())
+
+
+def parameters_of(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters by name."""
+    return {name: p.detach().clone() for name, p in module.named_parameters()}

@@ -1,0 +1,447 @@
+"""Enumerable toy policies: small enough to sum over every trajectory, one of each kind of step.
+
+``toy_sequence`` draws two symbols one after the other and scores both in one call (K 1, M 2).
+``toy_canvas`` fills three positions in a random order, one per call (K 3, M 1).
+``toy_gaussian`` takes two Gaussian steps on a line (K 2, M 1); quadrature takes the sum's place.
+
+All parameters are float64 tables that start from a fixed formula. ``toy_reward`` judges any of
+them. The module is a plugin: ``Registry.discover(modules=[genrl_core.toys])`` makes the names
+usable in recipes.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genrl_core.capability import Capability
+from genrl_core.config import PolicyConfig, RewardConfig, SamplerConfig
+from genrl_core.hookspecs import hookimpl
+from genrl_core.policy import Policy
+from genrl_core.records import (
+    Matching,
+    Media,
+    Others,
+    Plan,
+    Prompt,
+    Scored,
+    Streams,
+    Tensors,
+    Terms,
+    Trajectory,
+)
+from genrl_core.reward import Reward
+from genrl_core.sampler import MarkovSampler, Sampler, Transition
+
+SYMBOLS = 3
+POSITIONS = 3
+STEPS = 2
+DEVIATION = 0.6
+
+
+class Table(nn.Module):
+    """A table of numbers that is looked up by state: the whole network of a toy."""
+
+    def __init__(self, *shape: int, phase: float):
+        super().__init__()
+        count = math.prod(shape)
+        start = torch.sin(torch.arange(1, count + 1, dtype=torch.float64) * 1.7 + phase)
+        self.table = nn.Parameter(start.reshape(shape))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """``[R]`` int64 to ``[R, ...]``."""
+        return self.table[state]
+
+
+def draw_symbol(log_p: Tensor, uniform: Tensor) -> Tensor:
+    """One symbol per row by inverse CDF: ``[R, V]`` and ``[R]`` to ``[R]``."""
+    cumulative = log_p.exp().cumsum(-1)
+    found = (cumulative < uniform.to(cumulative).unsqueeze(-1) * cumulative[..., -1:]).sum(-1)
+    return found.clamp(max=log_p.shape[-1] - 1)
+
+
+class _ToyPolicy(Policy):
+    def encode(self, prompts: Sequence[Prompt]) -> Tensors:
+        return {"length": torch.tensor([len(prompt.text) for prompt in prompts])}
+
+    def decode(self, final: Tensors) -> Media:
+        (values,) = final.values()
+        return Media("text", texts=tuple(" ".join(map(repr, row)) for row in values.tolist()))
+
+
+class ToySequence(_ToyPolicy):
+    """Two symbols; the second depends on the first. State 0 begins, state 1 + a follows a."""
+
+    def __init__(self) -> None:
+        self.network = Table(1 + SYMBOLS, SYMBOLS, phase=0.0)
+
+    def log_probs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of both symbols and the whole distributions: ``[R, 2]``, ``[R, 2, V]``."""
+        states = torch.stack([torch.zeros_like(tokens[:, 0]), 1 + tokens[:, 0]], 1)
+        log_p = self.network(states.flatten()).log_softmax(-1).unflatten(0, (-1, 2))
+        return log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), log_p
+
+    def corrupt(
+        self, final: Tensors, streams: Streams, draws: int, update: int, updates: int
+    ) -> Tensors:
+        """The exact likelihood needs no corruption: one number per draw that nothing reads."""
+        return {"unused": torch.zeros(draws, len(streams))}
+
+    def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
+        return Scored(log_probs=self.log_probs(final["tokens"])[0].sum(1, keepdim=True))
+
+
+class ToySequenceSampler(Sampler):
+    """Draws two symbols; scores both in one call."""
+
+    def rollout(
+        self, policy: Policy, cond: Tensors, plan: Plan, grad_steps: int = 0
+    ) -> Trajectory:
+        assert isinstance(policy, ToySequence)
+        streams = plan.streams("rollout")
+        tokens = torch.zeros(len(plan), 2, dtype=torch.int64)
+        for place in range(2):
+            _, log_p = policy.log_probs(tokens)
+            tokens[:, place] = draw_symbol(log_p[:, place], streams.uniform())
+        return self.record(policy, cond, tokens)
+
+    def record(self, policy: ToySequence, cond: Tensors, tokens: Tensor) -> Trajectory:
+        """The trajectory of given symbols, ``[B, 2]``."""
+        log_probs = policy.log_probs(tokens)[0].detach().T
+        ones = torch.ones_like(log_probs, dtype=torch.int64)
+        step = torch.arange(2).unsqueeze(1).expand_as(ones)
+        terms = Terms(log_probs, ones, step, ones.bool(), calls=1)
+        return Trajectory(cond, {"tokens": tokens}, {"tokens": tokens}, terms)
+
+    def score(
+        self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor,
+        want: frozenset[str], others: Others,
+    ) -> Scored:  # fmt: skip
+        assert isinstance(policy, ToySequence)
+        tokens = trajectory.trace["tokens"][b]
+        found: Tensors = {}
+        compared = {}
+        for slot in others:
+            if f"kl_{slot}" in want:
+                with others[slot](), torch.no_grad():
+                    compared[slot] = policy.log_probs(tokens)[1]
+        log_probs, log_p = policy.log_probs(tokens)
+        if "log_probs" in want:
+            found["log_probs"] = log_probs
+        if "entropy" in want:
+            found["entropy"] = -(log_p.exp() * log_p).sum(-1)
+        for slot, other in compared.items():
+            found[f"kl_{slot}"] = (log_p.exp() * (log_p - other)).sum(-1)
+        return Scored(**found)
+
+
+class ToyCanvas(_ToyPolicy):
+    """Three positions of two symbols; what is predicted depends on the whole canvas (2: empty)."""
+
+    def __init__(self) -> None:
+        self.network = Table(3**POSITIONS, POSITIONS, 2, phase=0.5)
+
+    def log_p(self, canvas: Tensor) -> Tensor:
+        """``[R, 3]`` to ``[R, 3, 2]``."""
+        place = 3 ** torch.arange(POSITIONS)
+        found: Tensor = self.network((canvas * place).sum(-1)).log_softmax(-1)
+        return found
+
+    def corrupt(
+        self, final: Tensors, streams: Streams, draws: int, update: int, updates: int
+    ) -> Tensors:
+        """One or more empty positions per draw; the weight of draw d is 1 + d, to be told apart."""
+        noise = torch.stack([streams.uniform(POSITIONS) for _ in range(draws)])
+        hidden = (noise < 0.5) | (noise == noise.amin(-1, keepdim=True))
+        weight = torch.arange(1, draws + 1, dtype=torch.float64).unsqueeze(1)
+        return {"hidden": hidden, "weight": weight.expand(draws, len(streams)).clone()}
+
+    def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:
+        tokens, hidden = final["tokens"], corruption["hidden"]
+        prediction = self.log_p(torch.where(hidden, 2, tokens))
+
+        def error(log_p: Tensor) -> Tensor:
+            chosen = log_p.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+            return -torch.where(hidden, chosen, torch.zeros_like(chosen)).sum(-1)
+
+        return Matching(prediction, error)
+
+
+class _CanvasStep(Transition):
+    def __init__(self, log_p: Tensor, canvas: Tensor):
+        self._log_p, self._empty = log_p, canvas == 2
+
+    def sample(self, streams: Streams) -> Tensors:
+        left = self._empty.sum(-1)
+        rank = (streams.uniform() * left).long().clamp(max=left - 1)
+        place = (self._empty.cumsum(-1) <= rank.unsqueeze(-1)).sum(-1)
+        chosen = self._log_p[torch.arange(len(place)), place]
+        return {"place": place, "token": draw_symbol(chosen, streams.uniform())}
+
+    def log_prob(self, action: Tensors) -> Tensor:
+        rows = torch.arange(len(self._log_p))
+        found = self._log_p[rows, action["place"], action["token"]]
+        return (found - self._empty.sum(-1).to(found).log()).unsqueeze(1)
+
+    def events(self, action: Tensors) -> Tensor:
+        return torch.ones(len(self._empty), 1, dtype=torch.int64)
+
+    def entropy(self) -> Tensor:
+        """Of the position and the symbol together."""
+        left = self._empty.sum(-1).to(self._log_p)
+        per_place = -(self._log_p.exp() * self._log_p).sum(-1)
+        return ((per_place * self._empty).sum(-1) / left + left.log()).unsqueeze(1)
+
+    def kl(self, other: Transition) -> Tensor:
+        assert isinstance(other, _CanvasStep)
+        per_place = (self._log_p.exp() * (self._log_p - other._log_p)).sum(-1)
+        return ((per_place * self._empty).sum(-1) / self._empty.sum(-1)).unsqueeze(1)
+
+
+class ToyCanvasSampler(MarkovSampler[ToyCanvas]):
+    """Fills one random empty position per call."""
+
+    num_steps = POSITIONS
+
+    def start(self, policy: ToyCanvas, cond: Tensors, streams: Streams) -> Tensors:
+        return {"canvas": torch.full((len(streams), POSITIONS), 2)}
+
+    def transition(self, policy: ToyCanvas, state: Tensors, k: Tensor, cond: Tensors) -> Transition:
+        return _CanvasStep(policy.log_p(state["canvas"]), state["canvas"])
+
+    def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:
+        filled = state["canvas"].scatter(1, action["place"][:, None], action["token"][:, None])
+        return {"canvas": filled}
+
+    def finish(self, state: Tensors) -> Tensors:
+        return {"tokens": state["canvas"]}
+
+
+class ToyGaussian(_ToyPolicy):
+    """Two steps on a line: the mean is an affine function of the place, the value a quadratic."""
+
+    def __init__(self) -> None:
+        self.network = Table(STEPS, 4, phase=1.0)
+
+    def moments(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of the next place and the predicted reward: ``[R]`` each."""
+        row = self.network(k)
+        return row[:, 0] + row[:, 1] * x, row[:, 2] + row[:, 3] * x.square()
+
+    def corrupt(
+        self, final: Tensors, streams: Streams, draws: int, update: int, updates: int
+    ) -> Tensors:
+        noise = torch.stack([streams.normal() for _ in range(draws)]).double()
+        return {"noise": noise}
+
+    def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:
+        """Predict the noise that was added to the finished place."""
+        target = corruption["noise"]
+        noisy = final["x"][:, 0] + 0.5 * target
+        prediction = self.moments(noisy, torch.zeros_like(noisy, dtype=torch.int64))[0]
+        return Matching(prediction, lambda guess: (guess - target).square())
+
+
+class _GaussianStep(Transition):
+    def __init__(self, mean: Tensor, value: Tensor):
+        self._mean, self._value = mean, value
+
+    def sample(self, streams: Streams) -> Tensors:
+        return {"next": self._mean + DEVIATION * streams.normal()}
+
+    def log_prob(self, action: Tensors) -> Tensor:
+        z = (action["next"] - self._mean) / DEVIATION
+        constant = math.log(DEVIATION) + 0.5 * math.log(2 * math.pi)
+        return (-0.5 * z.square() - constant).unsqueeze(1)
+
+    def events(self, action: Tensors) -> Tensor:
+        return torch.ones(len(self._mean), 1, dtype=torch.int64)
+
+    def kl(self, other: Transition) -> Tensor:
+        assert isinstance(other, _GaussianStep)
+        return ((self._mean - other._mean) / DEVIATION).square().unsqueeze(1) / 2
+
+    def value(self) -> Tensor:
+        return self._value.unsqueeze(1)
+
+
+class ToyGaussianSampler(MarkovSampler[ToyGaussian]):
+    """Two Gaussian steps from 0."""
+
+    num_steps = STEPS
+    predicts_value = True
+
+    def start(self, policy: ToyGaussian, cond: Tensors, streams: Streams) -> Tensors:
+        return {"x": torch.zeros(len(streams), 1, dtype=torch.float64)}
+
+    def transition(
+        self, policy: ToyGaussian, state: Tensors, k: Tensor, cond: Tensors
+    ) -> Transition:
+        return _GaussianStep(*policy.moments(state["x"][:, 0], k))
+
+    def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:
+        return {"x": action["next"].unsqueeze(1)}
+
+
+class ToyReward(Reward):
+    """A rugged function of the symbols, or ``x - 0.3 x^2`` of the place on the line."""
+
+    def __call__(self, media: Media, prompts: Sequence[Prompt]) -> list[float]:
+        return [self.of([float(word) for word in text.split()]) for text in media.texts]
+
+    @staticmethod
+    def of(values: Sequence[float]) -> float:
+        """The reward of one sample."""
+        if len(values) == 1:
+            return values[0] - 0.3 * values[0] ** 2
+        code = sum(int(value) * 3**place for place, value in enumerate(values))
+        return math.sin(2.3 * code + 0.4) + 1.5 * values[0]
+
+
+def every_trajectory(policy: Policy, nodes: int = 12) -> tuple[Trajectory, Tensor]:
+    """All trajectories of a toy and their probabilities ``[B]`` under its current weights.
+
+    For the Gaussian toy the trajectories are the nodes of a Gauss-Hermite quadrature, exact for
+    polynomials up to degree ``2 nodes - 1`` in each noise.
+    """
+    if isinstance(policy, ToySequence):
+        tokens = torch.tensor(list(itertools.product(range(SYMBOLS), repeat=2)))
+        cond = {"length": torch.zeros(len(tokens), dtype=torch.int64)}
+        found = ToySequenceSampler().record(policy, cond, tokens)
+        return found, found.terms.log_probs.sum(0).exp()
+    if isinstance(policy, ToyCanvas):
+        paths = itertools.product(
+            itertools.permutations(range(POSITIONS)), itertools.product((0, 1), repeat=POSITIONS)
+        )
+        pairs = [(order, symbols) for order, symbols in paths]
+        place = torch.tensor([order for order, _ in pairs])
+        token = torch.tensor([symbols for _, symbols in pairs])
+        actions = [{"place": place[:, s], "token": token[:, s]} for s in range(POSITIONS)]
+        found = follow(ToyCanvasSampler(), policy, actions)
+        return found, found.terms.log_probs.sum(0).exp()
+    assert isinstance(policy, ToyGaussian)
+    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    grid = torch.tensor(list(itertools.product(points, repeat=STEPS)))
+    probability = torch.tensor(list(itertools.product(weights / weights.sum(), repeat=STEPS)))
+    x, actions = torch.zeros(len(grid), dtype=torch.float64), []
+    for step in range(STEPS):
+        k = torch.full((len(grid),), step)
+        x = policy.moments(x, k)[0].detach() + DEVIATION * grid[:, step]
+        actions.append({"next": x})
+    return follow(ToyGaussianSampler(), policy, actions), probability.prod(1)
+
+
+def follow(
+    sampler: MarkovSampler[Any], policy: Policy, actions: Sequence[Tensors]
+) -> Trajectory:
+    """The trajectory of given actions, one entry per step: a rollout without its randomness."""
+    count = len(next(iter(actions[0].values())))
+    rows = torch.zeros(count, dtype=torch.int64)
+    plan = Plan(0, 0, 0, (Prompt("toy", "toy"),), rows, torch.arange(count))
+    with torch.no_grad():
+        return sampler.walk(policy, {"length": rows}, plan, actions)
+
+
+class _ToyPolicyConfig(PolicyConfig):
+    cls: ClassVar[type[Policy]]
+    gives: ClassVar[frozenset[Capability]]
+
+    def provides(self) -> frozenset[Capability]:
+        return self.gives | {Capability.TEXT}
+
+    def build(self) -> Policy:
+        return self.cls()
+
+
+class _ToySamplerConfig(SamplerConfig):
+    cls: ClassVar[type[Sampler]]
+    gives: ClassVar[frozenset[Capability]]
+
+    def provides(self) -> frozenset[Capability]:
+        return self.gives
+
+    def build(self) -> Sampler:
+        return self.cls()
+
+
+class ToySequenceConfig(_ToyPolicyConfig):
+    """Two symbols, one after the other."""
+
+    paradigm = "toy_sequence"
+    cls = ToySequence
+    gives = frozenset({Capability.BOUND})
+
+
+class ToyCanvasConfig(_ToyPolicyConfig):
+    """Three positions, filled in random order."""
+
+    paradigm = "toy_canvas"
+    cls = ToyCanvas
+    gives = frozenset({Capability.BOUND, Capability.MATCHING})
+
+
+class ToyGaussianConfig(_ToyPolicyConfig):
+    """Two Gaussian steps on a line."""
+
+    paradigm = "toy_gaussian"
+    cls = ToyGaussian
+    gives = frozenset({Capability.BOUND, Capability.MATCHING, Capability.VALUE})
+
+
+CATEGORICAL = frozenset({Capability.STEP_LOGP, Capability.STEP_KL, Capability.ENTROPY})
+
+
+class ToySequenceSamplerConfig(_ToySamplerConfig):
+    """Two symbols, scored in one call."""
+
+    paradigm = "toy_sequence"
+    cls = ToySequenceSampler
+    gives = CATEGORICAL
+
+
+class ToyCanvasSamplerConfig(_ToySamplerConfig):
+    """One position per call."""
+
+    paradigm = "toy_canvas"
+    cls = ToyCanvasSampler
+    gives = CATEGORICAL
+
+
+class ToyGaussianSamplerConfig(_ToySamplerConfig):
+    """One Gaussian step per call."""
+
+    paradigm = "toy_gaussian"
+    cls = ToyGaussianSampler
+    gives = frozenset({Capability.STEP_LOGP, Capability.STEP_KL})
+
+
+class ToyRewardConfig(RewardConfig):
+    """A rugged function of a toy's sample."""
+
+    media = frozenset({Capability.TEXT})
+
+    def build(self) -> Reward:
+        return ToyReward()
+
+
+@hookimpl
+def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
+    register("toy_sequence", ToySequenceConfig)
+    register("toy_canvas", ToyCanvasConfig)
+    register("toy_gaussian", ToyGaussianConfig)
+
+
+@hookimpl
+def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> None:
+    register("toy_sequence", ToySequenceSamplerConfig)
+    register("toy_canvas", ToyCanvasSamplerConfig)
+    register("toy_gaussian", ToyGaussianSamplerConfig)
+
+
+@hookimpl
+def register_rewards(register: Callable[[str, type[RewardConfig]], None]) -> None:
+    register("toy_reward", ToyRewardConfig)

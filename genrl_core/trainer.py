@@ -1,0 +1,259 @@
+"""The one loop: prompts to records, one direction, any paradigm, any objective."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genrl_core import build, checkpoint
+from genrl_core.collect import Collector
+from genrl_core.errors import CheckpointError, GenRLError, RecipeError
+from genrl_core.evaluate import Evaluation, evaluate
+from genrl_core.filters import GroupFilter
+from genrl_core.negotiate import negotiate, resolve_views
+from genrl_core.objective import Objective
+from genrl_core.plan import training_plan
+from genrl_core.policy import Policy
+from genrl_core.prompts import load_prompts
+from genrl_core.recipe import Recipe, load_recipe
+from genrl_core.records import Media, Plan, Prompt
+from genrl_core.reward import Reward
+from genrl_core.runtime import Runtime
+from genrl_core.sampler import Sampler
+from genrl_core.update import Learner, Side
+from genrl_core.weights import Slots, fingerprint
+
+OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+SKIPS = 3
+"""Skipped steps in a row that stop a run."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One iteration.
+
+    Attributes:
+        iteration: 1 for the first.
+        metrics: what ``metrics.jsonl`` holds, see ``recorder.GLOSSARY``.
+        media, prompts: this rank's samples that were learned from.
+        problem: why an optimizer step was skipped, or None.
+    """
+
+    iteration: int
+    metrics: dict[str, float]
+    media: Media
+    prompts: tuple[Prompt, ...]
+    problem: str | None = field(default=None)
+
+
+class Trainer:
+    """A policy being trained: everything that an iteration changes, and nothing that it writes."""
+
+    def __init__(
+        self, recipe: Recipe, *, policy: Policy | None = None, sampler: Sampler | None = None,
+        rewards: Mapping[str, Reward] | None = None, optimizer: OptimizerFactory | None = None,
+        runtime: Runtime | None = None, notify: build.Notify = lambda message: None,
+    ):  # fmt: skip
+        """Build what the recipe names; what is injected replaces it.
+
+        Raises:
+            RecipeError: the recipe's parts do not fit together.
+        """
+        injected = (policy is not None, sampler is not None)
+        negotiate(recipe, policy_injected=injected[0], sampler_injected=injected[1])
+        self.recipe = recipe
+        self.runtime = runtime or Runtime(recipe.run.device)
+        if recipe.run.threads is not None:
+            torch.set_num_threads(recipe.run.threads)
+        train_base = partial(_train_base, notify=notify)
+        self.policy = policy or build.build_policy(recipe, self.runtime, train_base, notify)
+        self.sampler = sampler or _required(recipe.sampler, "sampler").build()
+        self.rewards = _rewards(recipe, rewards)
+        self.measures = {label: config.build() for label, config in recipe.metrics.items()}
+        self.prompts = load_prompts(_required(recipe.prompts.file, "prompts.file"))
+        held_out = recipe.prompts.evaluate
+        self.held_out = load_prompts(held_out) if held_out else ()
+        self.slots = Slots(self.policy)
+        self.runtime.broadcast_(p.data for p in self.slots.trainable.values())
+        self._sides = _sides(recipe)
+        needs = frozenset().union(*(side.needs for side in self._sides))
+        mixed = {slot for side in self._sides for mix in side.mixtures for slot in mix}
+        self._reference_hash = ""
+        if needs & {"reference", "kl_reference"} or "reference" in mixed:
+            self.slots.freeze("reference")
+            self._reference_hash = fingerprint(self.policy.network)
+        parameters = list(self.slots.trainable.values())
+        self.optimizer = (
+            build.build_optimizer(self.slots.trainable.items(), recipe.train)
+            if optimizer is None
+            else optimizer(parameters)
+        )
+        self._scheduler = build.build_scheduler(self.optimizer, recipe.train)
+        self._filter = GroupFilter(recipe.filter)
+        self._collector = Collector(
+            self.policy, self.sampler, self.rewards, self._filter, recipe.filter, self.runtime,
+            recipe.train.samples_per_forward,
+        )  # fmt: skip
+        self._learner = Learner(
+            self.policy, self.sampler, self.slots, self._sides, recipe.train, recipe.advantage,
+            self.optimizer, self._scheduler, self.runtime,
+        )  # fmt: skip
+        self.iteration = 0
+        self._skipped = 0
+
+    def step(self) -> Record:
+        """One iteration.
+
+        Raises:
+            GenRLError: a reward failed, the drift check failed, or too many steps were skipped.
+        """
+        train, seed = self.recipe.train, self.recipe.run.seed
+        start = time.perf_counter()
+
+        def plan(attempt: int, groups: int) -> Plan:
+            return training_plan(
+                seed, self.iteration, attempt, self.prompts, groups, train.num_generations,
+                self.runtime.device,
+            )  # fmt: skip
+
+        rollout = self._collector.collect(plan, train.num_prompts)
+        middle = time.perf_counter()
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        learned, problem = self._learner.learn(rollout, seed, self.iteration)
+        self.iteration += 1
+        self._guard(problem)
+        now = time.perf_counter()
+        metrics = {"iteration": float(self.iteration), "learning_rate": rate} | rollout.metrics
+        metrics |= learned | {"seconds_update": now - middle, "seconds": now - start}
+        return Record(self.iteration, metrics, rollout.media, rollout.prompts, problem)
+
+    def _guard(self, problem: str | None) -> None:
+        self._skipped = self._skipped + 1 if problem else 0
+        if self._skipped >= SKIPS:
+            raise GenRLError(
+                f"{SKIPS} optimizer steps in a row were skipped; the last because {problem}. "
+                "Lower train.learning_rate, or look at that reward or term; the last checkpoint "
+                "is intact"
+            )
+
+    def evaluate(self, **overrides: Any) -> Evaluation:
+        """Measure the policy on the held-out prompts, with sampler fields overridden.
+
+        Raises:
+            RecipeError: the recipe names no held-out prompts.
+        """
+        recipe = self.recipe
+        if not self.held_out:
+            raise RecipeError("nothing to evaluate on: the recipe has no prompts.evaluate")
+        sampler = self.sampler if recipe.sampler is None else recipe.sampler_for(**overrides).build()
+        return evaluate(
+            self.policy, sampler, self.held_out, seed=recipe.run.seed,
+            num_generations=recipe.evaluate.num_generations,
+            samples_per_forward=recipe.train.samples_per_forward, measures=self.measures,
+            rewards=self.rewards, runtime=self.runtime,
+        )  # fmt: skip
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint on rank 0; every rank may call it."""
+        if not self.runtime.main:
+            return
+        tensors, optimizer = checkpoint.optimizer_tensors(self.optimizer)
+        state = {
+            "recipe": self.recipe.digest(),
+            "reference": self._reference_hash,
+            "optimizer": optimizer,
+            "scheduler_step": self._scheduler.last_epoch,
+            "filter": self._filter.state_dict(),
+            "skipped": self._skipped,
+        }
+        groups = {"policy": self.slots.state_dict(), "optimizer": tensors}
+        checkpoint.save(folder, self.iteration, groups, state, self.recipe.save.keep)
+
+    def restore(self, snapshot: checkpoint.Snapshot) -> None:
+        """Continue exactly where ``save`` was called.
+
+        Raises:
+            CheckpointError: it belongs to another recipe, network or reference.
+        """
+        state = snapshot.state
+        if state["recipe"] != self.recipe.digest():
+            raise CheckpointError(
+                f"{snapshot.path} was written by another recipe: resume with the run's own "
+                "recipe.resolved.yaml, or start a new run with policy.weights set to this folder"
+            )
+        if state["reference"] != self._reference_hash:
+            raise CheckpointError(
+                f"the reference weights of {snapshot.path} cannot be rebuilt: policy.weights gives "
+                "other weights than when the run began"
+            )
+        try:
+            self.slots.load_state_dict(dict(snapshot.tensors["policy"]))
+        except ValueError as error:
+            raise CheckpointError(f"{snapshot.path} holds another network: {error}") from error
+        checkpoint.load_optimizer(
+            self.optimizer, snapshot.tensors.get("optimizer", {}), state["optimizer"]
+        )
+        self._scheduler.last_epoch = state["scheduler_step"]
+        self._filter.load_state_dict(state["filter"])
+        self._skipped = state["skipped"]
+        self.iteration = snapshot.iteration
+
+
+def train(
+    recipe: Recipe | str | Path | Mapping[str, Any], *, policy: Policy | None = None,
+    sampler: Sampler | None = None, rewards: Mapping[str, Reward] | None = None,
+    optimizer: OptimizerFactory | None = None,
+) -> Iterator[Record]:  # fmt: skip
+    """Train and yield one record per iteration; nothing is written.
+
+    Args:
+        recipe: a recipe, its name, its path, or its mapping.
+        policy, sampler, rewards, optimizer: take the place of what the recipe names.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        GenRLError: the run failed, with the reason.
+    """
+    known = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    trainer = Trainer(known, policy=policy, sampler=sampler, rewards=rewards, optimizer=optimizer)
+    while trainer.iteration < known.train.iterations:
+        yield trainer.step()
+
+
+def _train_base(recipe: Recipe, notify: build.Notify) -> dict[str, Tensor]:
+    """The weights that a recipe ends with, trained by this process alone."""
+    trainer = Trainer(recipe, runtime=Runtime(recipe.run.device, alone=True), notify=notify)
+    losses = [trainer.step().metrics["loss"] for _ in range(recipe.train.iterations)]
+    if losses and not math.isfinite(losses[-1]):
+        raise GenRLError(f"{recipe.name} ended with loss {losses[-1]}")
+    return {name: tensor.clone() for name, tensor in trainer.slots.state_dict().items()}
+
+
+def _required(value: Any, name: str) -> Any:
+    if value is None:
+        raise RecipeError(f"the recipe has no {name}")
+    return value
+
+
+def _rewards(
+    recipe: Recipe, injected: Mapping[str, Reward] | None
+) -> dict[str, tuple[float, Reward]]:
+    if injected is not None:
+        weights = {label: config.weight for label, config in recipe.reward.items()}
+        return {label: (weights.get(label, 1.0), reward) for label, reward in injected.items()}
+    return {label: (config.weight, config.build()) for label, config in recipe.reward.items()}
+
+
+def _sides(recipe: Recipe) -> Sequence[Side]:
+    """The objectives grouped by view, in the recipe's order."""
+    members: dict[str, list[tuple[str, float, Objective]]] = {}
+    views = resolve_views(recipe)
+    for label, config in recipe.objective.items():
+        members.setdefault(views[label], []).append((label, config.weight, config.build()))
+    return [Side(view, tuple(found)) for view, found in members.items()]

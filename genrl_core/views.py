@@ -1,0 +1,124 @@
+"""The views of a rollout: sampled steps, a bound on the finished sample, and matching errors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from genrl_core.policy import Policy
+from genrl_core.records import Batch, Others, Tensors, Trajectory, take
+from genrl_core.sampler import Sampler
+
+
+def _blank(batch: Batch, names: Sequence[str], rows: int) -> Tensors:
+    zero = batch.log_probs.new_zeros(rows, batch.log_probs.shape[1])
+    known = zero if batch.old is None or batch.old.shape != zero.shape else batch.old
+    return {name: known if name == "log_probs" else zero for name in names}
+
+
+@dataclass(frozen=True)
+class StepsView:
+    """Log-densities of the sampled trajectory, with KL, entropy and value where asked for."""
+
+    policy: Policy
+    sampler: Sampler
+    trajectory: Trajectory
+    want: frozenset[str]
+    others: Others
+
+    @property
+    def calls(self) -> int:
+        return self.trajectory.terms.calls
+
+    def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
+        device = self.trajectory.terms.log_probs.device
+        k, b = k.to(device), b.to(device)
+        scored = self.sampler.score(self.policy, self.trajectory, k, b, self.want, self.others)
+        return scored.named()
+
+    def blank(self, batch: Batch) -> Tensors:
+        return _blank(batch, sorted(self.want), batch.log_probs.shape[0])
+
+    def insert(self, batch: Batch, values: Tensors) -> Batch:
+        return replace(batch, **values)  # type: ignore[arg-type]  # fields of Scored are of Batch
+
+
+@dataclass(frozen=True)
+class BoundView:
+    """A bound on the log-likelihood of the finished samples, on draws shared by all slots.
+
+    The draws are separate terms, or with ``policy.combine_draws`` one weighted mean per sample.
+    """
+
+    policy: Policy
+    trajectory: Trajectory
+    corruption: Tensors
+    draws: int
+
+    @property
+    def calls(self) -> int:
+        return self.draws
+
+    @property
+    def weight(self) -> Tensor | None:
+        """``[D, b]``: the importance of each draw, for this rank's samples."""
+        return self.corruption.get("weight")
+
+    def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
+        corruption = {name: t[k, b] for name, t in self.corruption.items() if name != "weight"}
+        final, cond = take(self.trajectory.final, b), take(self.trajectory.cond, b)
+        found = self.policy.bound(final, cond, corruption).log_probs
+        if found is None:
+            raise ValueError(f"{type(self.policy).__name__}.bound gave no log_probs")
+        return {"log_probs": found}
+
+    def blank(self, batch: Batch) -> Tensors:
+        return _blank(batch, ["log_probs"], self.draws)
+
+    def insert(self, batch: Batch, values: Tensors) -> Batch:
+        draws = values["log_probs"]
+        if not self.policy.combine_draws:
+            return replace(batch, log_probs=draws)
+        return replace(batch, log_probs=(draws * batch.need("draw_weight")).mean(0, keepdim=True))
+
+
+@dataclass(frozen=True)
+class MatchingView:
+    """The errors of combinations of the slots' predictions on shared corruptions."""
+
+    policy: Policy
+    trajectory: Trajectory
+    corruption: Tensors
+    draws: int
+    mixtures: tuple[Mapping[str, float], ...]
+    others: Others
+
+    @property
+    def calls(self) -> int:
+        return self.draws
+
+    def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
+        corruption = {name: t[k, b] for name, t in self.corruption.items() if name != "weight"}
+        final, cond = take(self.trajectory.final, b), take(self.trajectory.cond, b)
+        predictions: Tensors = {}
+        for slot in sorted({s for mix in self.mixtures for s in mix} - {"current"}):
+            with self.others[slot](), torch.no_grad():
+                predictions[slot] = self.policy.matching(final, cond, corruption).prediction
+        matching = self.policy.matching(final, cond, corruption)
+        predictions["current"] = matching.prediction
+        errors: Tensors = {}
+        for index, mixture in enumerate(self.mixtures):
+            mixed = sum(factor * predictions[slot] for slot, factor in mixture.items())
+            assert isinstance(mixed, Tensor)
+            errors[f"error_{index}"] = matching.error(mixed).unsqueeze(1)
+        return errors
+
+    def blank(self, batch: Batch) -> Tensors:
+        names = [f"error_{index}" for index in range(len(self.mixtures))]
+        return _blank(batch, names, self.draws)
+
+    def insert(self, batch: Batch, values: Tensors) -> Batch:
+        return replace(
+            batch, errors=tuple(values[f"error_{index}"] for index in range(len(self.mixtures)))
+        )

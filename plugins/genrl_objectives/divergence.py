@@ -1,0 +1,37 @@
+"""The KL divergence from the reference weights."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from genrl_core import Batch, Objective
+from genrl_core.functional import kl_estimate
+
+if TYPE_CHECKING:
+    from genrl_objectives import KlConfig
+
+
+class Kl(Objective):
+    """KL(policy || reference) per term, reduced; mixed with another objective by its weight.
+
+    ``unbiased`` is ``r k3`` with ``r`` the ratio to the drawing weights, not detached: its expected
+    gradient is that of the reverse KL on policy and off it. Where a term sums over many events the
+    estimators see the sum; ``analytic`` uses the closed form of the sampler instead.
+    """
+
+    view = None
+
+    def __init__(self, config: "KlConfig"):
+        self._config = config
+        analytic = config.estimator == "analytic"
+        unbiased = {"old"} if config.estimator == "unbiased" else set()
+        self.needs = frozenset({"kl_reference"} if analytic else {"reference", *unbiased})
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if self._config.estimator == "analytic":
+            kl = batch.need("kl_reference")
+        else:
+            reference, estimator = batch.need("reference"), self._config.estimator
+            old = batch.need("old") if estimator == "unbiased" else None
+            kl = kl_estimate(batch.log_probs, reference, old, estimator)
+        return batch.reduce(kl, self._config.reduce), {"kl": kl}
