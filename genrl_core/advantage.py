@@ -61,7 +61,8 @@ def advantages(config: AdvantageConfig, reward: Tensor, valid: Tensor, group: Te
         difference = torch.where(spread[group] > 1e-12, difference, torch.zeros_like(reward))
     if config.scale != "none":
         scale = spread[group] if config.scale == "group_std" else batch_spread[everyone]
-        difference = difference / (scale + config.epsilon)
+        divisor = scale + config.epsilon
+        difference = torch.where(divisor > 0, difference / divisor, torch.zeros_like(reward))
     if config.clip is not None:
         difference = difference.clamp(-config.clip, config.clip)
     return torch.where(valid, difference, torch.zeros_like(reward))

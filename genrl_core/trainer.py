@@ -65,8 +65,10 @@ class Trainer:
         Raises:
             RecipeError: the recipe's parts do not fit together.
         """
-        injected = (policy is not None, sampler is not None)
-        negotiate(recipe, policy_injected=injected[0], sampler_injected=injected[1])
+        negotiate(
+            recipe, policy_injected=policy is not None, sampler_injected=sampler is not None,
+            rewards_injected=rewards is not None,
+        )  # fmt: skip
         self.recipe = recipe
         self.runtime = runtime or Runtime(recipe.run.device)
         if recipe.run.threads is not None:

@@ -1,0 +1,8 @@
+"""``python -m genrl_core`` and the command ``genrl``."""
+
+import sys
+
+from genrl_core.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Files that survive a crash: strict JSON, replacement in one step, whole lines or none."""
+
+import errno
+import json
+import math
+import os
+import unicodedata
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def strict(value: Any) -> Any:
+    """The value as plain JSON: NaN and infinities become None, unknown objects their text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [strict(item) for item in value]
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return strict(value.item())
+    return str(value)
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """``strict(value)`` as JSON that every parser reads."""
+    return json.dumps(strict(value), indent=indent, allow_nan=False)
+
+
+def printable(text: str) -> str:
+    """The text on one line without control and formatting characters (terminal escapes, bidi)."""
+    kept = (" " if c in "\n\r\t" else c for c in text)
+    return "".join(c for c in kept if not unicodedata.category(c).startswith("C"))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``: a reader sees the old content or the new, never a part.
+
+    Raises:
+        OSError: it could not be written; the old content stands.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a finished file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot flush folders and need not.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+class Lines:
+    """A file that grows by one JSON line at a time, whole and on the disk or not at all."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line.
+
+        Raises:
+            OSError: it could not be written (a full disk, say); its part in the file is taken back.
+        """
+        line = (dumps(record) + "\n").encode()
+        before = os.fstat(self._file.fileno()).st_size
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(before)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a file of JSON lines, and how many lines were no whole record."""
+    records, broken = [], 0
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            broken += 1
+    return records, broken
+
+
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[int, int]:
+    """Keep the records of a file of JSON lines that ``keep`` approves.
+
+    Returns:
+        How many records were dropped, and how many lines were broken (and dropped too).
+
+    Raises:
+        OSError: the file could not be rewritten; it stands as it was.
+    """
+    records, broken = read_lines(path)
+    kept = [record for record in records if keep(record)]
+    write_atomically(path, "".join(dumps(record) + "\n" for record in kept))
+    return len(records) - len(kept), broken

@@ -1,0 +1,36 @@
+"""What every metric of ``metrics.jsonl`` means."""
+
+GLOSSARY: dict[str, str] = {
+    "iteration": "how many iterations are complete; 1 on the first line",
+    "reward": "mean of the weighted sum of rewards over all samples drawn, rejected ones included",
+    "reward_std": "standard deviation of that sum over the samples",
+    "reward/<label>": "mean of one reward before its weight",
+    "spread": "mean over the groups of the standard deviation of rewards within a group",
+    "zero_spread": "share of the groups whose rewards are all equal: nothing can be learned there",
+    "advantage_std": "standard deviation of the advantages that were learned from",
+    "samples": "samples drawn, those of rejected groups included",
+    "groups_kept": "groups that were learned from",
+    "groups_rejected": "groups that the filter rejected",
+    "attempts": "rollouts of the iteration; more than 1 when rejected groups were drawn again",
+    "loss": "what the optimizer minimised, averaged over the optimizer steps; its sign and size "
+    "say little in policy-gradient methods: look at the reward",
+    "grad_norm": "norm of the gradient of all trained weights before clipping, averaged",
+    "learning_rate": "of the first optimizer step",
+    "skipped": "share of the optimizer steps that were skipped: nothing to learn, or not finite",
+    "drift": "largest difference, in nats, between a log-density computed for the update and the "
+    "recorded one under the same weights; rounding error at most, or the sampler does not score "
+    "what it drew",
+    "ratio_mean": "mean of the ratio of new to old probability; 1 at the first update",
+    "ratio_max": "largest such ratio",
+    "clip_fraction": "share of the terms whose ratio the clip holds back; 0 at the first update",
+    "kl": "divergence from the reference policy, in nats, averaged over terms",
+    "entropy": "entropy of the policy's distributions, in nats, averaged over terms",
+    "log_probs": "mean log-density of the trained terms, in nats",
+    "seconds": "wall time of the iteration",
+    "seconds_rollout": "of it, drawing and decoding samples",
+    "seconds_reward": "of it, rewards",
+    "seconds_update": "of it, gradients and optimizer steps",
+    "evaluate/<name>": "a measure on the held-out prompts, in iterations that evaluate",
+    "non_finite": "names of the metrics of this line that were NaN or infinite; they stand as null",
+}
+"""Metric -> meaning; ``<...>`` stands for any name."""

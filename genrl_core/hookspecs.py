@@ -1,0 +1,77 @@
+"""The six hooks of a plugin: what an entry module may implement, and nothing else.
+
+An entry module holds config classes and hooks. It is imported by every command, so it imports no
+torch and no other heavy library; those belong inside ``build()``. Example::
+
+    from genrl_core import RewardConfig, hookimpl
+
+    class BrightnessConfig(RewardConfig):
+        \"\"\"How bright the picture is.\"\"\"
+
+        def build(self):
+            from my_package.brightness import Brightness
+            return Brightness()
+
+    @hookimpl
+    def register_rewards(register):
+        register("brightness", BrightnessConfig)
+
+and in that package's ``pyproject.toml``::
+
+    [project.entry-points.genrl_core]
+    my_package = "my_package"
+
+No hook returns anything, and there is no hook into a running loop: whoever wants to watch a run
+iterates over ``genrl_core.train(recipe)``.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pluggy
+
+if TYPE_CHECKING:
+    from genrl_core.config import ObjectiveConfig, PolicyConfig, RewardConfig, SamplerConfig
+
+PROJECT = "genrl_core"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class RegisterCommand(Protocol):
+    """Adds one verb to the command line."""
+
+    def __call__(self, command: Callable[..., Any], *, name: str) -> None:
+        """``command`` is a function that typer understands, or a whole ``typer.Typer``."""
+
+
+@hookspec
+def register_policies(register: "Callable[[str, type[PolicyConfig]], None]") -> None:
+    """Call ``register(name, config_class)`` once per policy."""
+
+
+@hookspec
+def register_samplers(register: "Callable[[str, type[SamplerConfig]], None]") -> None:
+    """Call ``register(name, config_class)`` once per sampler."""
+
+
+@hookspec
+def register_rewards(register: "Callable[[str, type[RewardConfig]], None]") -> None:
+    """Call ``register(name, config_class)`` once per reward; measures for evaluation included."""
+
+
+@hookspec
+def register_objectives(register: "Callable[[str, type[ObjectiveConfig]], None]") -> None:
+    """Call ``register(name, config_class)`` once per objective."""
+
+
+@hookspec
+def register_recipes(register: "Callable[[Path], None]") -> None:
+    """Call ``register(folder)``: ``folder/a/b.yaml`` becomes the recipe ``a/b``."""
+
+
+@hookspec
+def register_commands(register: RegisterCommand) -> None:
+    """Call ``register(function_or_typer_app, name="verb")`` once per verb of the command line."""

@@ -1,0 +1,60 @@
+"""``genrl run --processes N``: the same command again, N times, under torch's launcher.
+
+The launcher turns every failure into exit code 1, so that rank 0 leaves its own code in a file.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+_CODE_FILE = "GENRL_EXIT_CODE_FILE"
+
+
+def launch(arguments: Sequence[str], processes: int) -> int:
+    """Run ``genrl ARGUMENTS`` in N processes of this machine and return its exit code.
+
+    An interrupt or a termination is handed on, and the processes may still write a checkpoint.
+    """
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        "--nproc_per_node", str(processes), "-m", "genrl_core", *arguments,
+    ]  # fmt: skip
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    with tempfile.TemporaryDirectory(prefix="genrl-") as folder:
+        code_file = Path(folder) / "code"
+        environment = {"OMP_NUM_THREADS": threads} | dict(os.environ)
+        environment[_CODE_FILE] = str(code_file)
+        child = subprocess.Popen(command, env=environment)
+
+        def hand_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # its signature
+            child.send_signal(number)
+
+        # An interrupt reaches the whole foreground group; only a termination must be handed on.
+        before = {
+            signal.SIGTERM: signal.signal(signal.SIGTERM, hand_on),
+            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        }
+        try:
+            code = child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return int(code_file.read_text()) if code_file.is_file() else min(abs(code), 1)
+
+
+def worker_code(code: int) -> int:
+    """The code with which this process ends: under the launcher rank 0 writes it down first.
+
+    Stopped and resumable (75) ends as success there, or the launcher would report a failure.
+    """
+    file = os.environ.get(_CODE_FILE)
+    if file is None:
+        return code
+    if os.environ.get("RANK") == "0" or code not in (0, 75):
+        Path(file).write_text(str(code))
+    return 0 if code == 75 else code

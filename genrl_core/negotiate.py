@@ -1,0 +1,311 @@
+"""Refusing impossible combinations, on configs alone, with the reason and the way out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+
+from pydantic import ValidationError
+
+from genrl_core.capability import MEDIA, Capability
+from genrl_core.config import Component, ObjectiveConfig, PolicyConfig, RewardConfig, SamplerConfig
+from genrl_core.errors import RecipeError
+from genrl_core.problems import Problem, Route, dotted, raise_if
+from genrl_core.recipe import Recipe
+
+if TYPE_CHECKING:
+    from genrl_core.objective import View
+
+C = TypeVar("C", bound=Component)
+
+_VIEW_NEEDS: "Mapping[View, Capability]" = {
+    "steps": Capability.STEP_LOGP,
+    "bound": Capability.BOUND,
+    "matching": Capability.MATCHING,
+    "reward": Capability.DIFFERENTIABLE,
+}
+
+_FROM_SAMPLER = {Capability.STEP_LOGP, Capability.STEP_KL, Capability.ENTROPY}
+
+
+def resolve_views(recipe: Recipe) -> "dict[str, View]":
+    """The view of every objective: its own, or else `steps` if a neighbour has it, else the first
+    neighbour's.
+
+    Raises:
+        RecipeError: no objective has a view of its own.
+    """
+    wanted = {label: config.view_wanted() for label, config in recipe.objective.items()}
+    own = [view for view in wanted.values() if view is not None]
+    if wanted and not own:
+        raise RecipeError(str(_no_view(recipe)))
+    taken: View = "steps" if "steps" in own or not own else own[0]
+    return {label: view or taken for label, view in wanted.items()}
+
+
+def _no_view(recipe: Recipe) -> Problem:
+    labels = " and ".join(f"`{label}`" for label in recipe.objective)
+    message = f"{labels} take the view of another objective, and there is none; add one"
+    return Problem(recipe.place("objective"), "objective", message)
+
+
+def negotiate(
+    recipe: Recipe,
+    *,
+    policy_injected: bool = False,
+    sampler_injected: bool = False,
+    rewards_injected: bool = False,
+) -> None:
+    """Refuse what cannot work.
+
+    Args:
+        recipe: a valid recipe.
+        policy_injected, sampler_injected, rewards_injected: what replaces the recipe's own, so that
+            nothing can be said about it here.
+
+    Raises:
+        RecipeError: every reason with its line and the way out.
+    """
+    raise_if(find_problems(recipe, policy_injected, sampler_injected, rewards_injected))
+
+
+def find_problems(
+    recipe: Recipe,
+    policy_injected: bool = False,
+    sampler_injected: bool = False,
+    rewards_injected: bool = False,
+) -> list[Problem]:
+    """What ``negotiate`` refuses, as a list; empty where everything fits."""
+    judge = _Judge(
+        recipe,
+        None if policy_injected else recipe.policy,
+        None if sampler_injected else recipe.sampler,
+    )
+    if recipe.policy is None and not policy_injected:
+        judge.report(("policy",), "there is no policy; add `policy: {use: NAME}`")
+    if recipe.sampler is None and not sampler_injected:
+        judge.report(("sampler",), "there is no sampler; add `sampler: {use: NAME}`")
+    judge.paradigms()
+    judge.objectives(rewards_injected)
+    judge.rewards()
+    judge.numbers()
+    judge.files()
+    return judge.problems
+
+
+class _Judge:
+    """Looks at one recipe; ``policy`` and ``sampler`` are None where nothing is known of them."""
+
+    def __init__(self, recipe: Recipe, policy: PolicyConfig | None, sampler: SamplerConfig | None):
+        self.recipe, self.policy, self.sampler = recipe, policy, sampler
+        self.problems: list[Problem] = []
+
+    def report(self, route: Route, message: str) -> None:
+        self.problems.append(Problem(self.recipe.place(*route), dotted(route), message))
+
+    def name(self, config: Component) -> str:
+        return self.recipe.registry.name_of(config)
+
+    def paradigms(self) -> None:
+        policy, sampler = self.policy, self.sampler
+        if policy is None or sampler is None or policy.paradigm == sampler.paradigm:
+            return
+        fitting = [
+            name
+            for name, schema in self.recipe.registry.samplers.items()
+            if schema.paradigm == policy.paradigm and schema.supervised == sampler.supervised
+        ]
+        self.report(
+            ("sampler",),
+            f"{self.name(sampler)} draws from {sampler.paradigm} policies, but "
+            f"{self.name(policy)} is {policy.paradigm}. {_choose(fitting)}",
+        )
+
+    def objectives(self, rewards_injected: bool) -> None:
+        recipe = self.recipe
+        if not recipe.objective:
+            known = ", ".join(recipe.registry.objectives) or "none is registered"
+            self.report(("objective",), f"there is no objective; add one of: {known}")
+            return
+        if all(config.view_wanted() is None for config in recipe.objective.values()):
+            self.problems.append(_no_view(recipe))
+            return
+        views = resolve_views(recipe)
+        for label, config in recipe.objective.items():
+            self._objective(label, config, views[label])
+        if any(config.uses_reward for config in recipe.objective.values()):
+            supervised = self.sampler is not None and self.sampler.supervised
+            if not (recipe.reward or rewards_injected or supervised):
+                using = ", ".join(k for k, config in recipe.objective.items() if config.uses_reward)
+                message = f"there is no reward, but objective {using} learns from rewards; add one"
+                self.report(("reward",), message)
+
+    def _objective(self, label: str, config: ObjectiveConfig, view: "View") -> None:
+        route = ("objective", label)
+        if self.sampler is not None and self.sampler.supervised and view == "steps":
+            self.report(
+                route,
+                f"{label} reads the steps of a rollout, but {self.name(self.sampler)} returns data "
+                f"and takes no steps. Choose a sampler that draws{self._other_view(config)}",
+            )
+            return
+        for capability in sorted(config.needs() | {_VIEW_NEEDS[view]}, key=list(Capability).index):
+            self._need(route, config, capability)
+
+    def _need(self, route: Route, config: Component, capability: Capability) -> None:
+        if self.policy is None or self.sampler is None:
+            known = self.sampler if capability in _FROM_SAMPLER else self.policy
+            if known is None or capability in known.provides():
+                return
+        elif capability in self.policy.provides() | self.sampler.provides():
+            return
+        ways: list[str] = []
+        if capability in _FROM_SAMPLER and self.sampler is not None:
+            lacking, reason = self.name(self.sampler), self.sampler.lacks(capability)
+            ways = self._samplers_with(capability)
+        else:
+            lacking, reason = self.name(cast(PolicyConfig, self.policy)), ""
+            ways = self._policies_with(capability)
+        other = self._other_view(config) if isinstance(config, ObjectiveConfig) else ""
+        reason = reason or f"it would mean that {capability.sentence}"
+        way = f"Choose {', '.join(ways)}{other}" if ways else other.removeprefix(", or ")
+        self.report(
+            route,
+            f"{route[-1]} needs {capability.value}, which {lacking} does not provide: {reason}. "
+            f"{way[:1].upper() + way[1:] if way else 'No registered component provides it'}",
+        )
+
+    def _samplers_with(self, capability: Capability) -> list[str]:
+        """Samplers of the paradigm that provide it, this one by other values included."""
+        own = cast(SamplerConfig, self.sampler)
+        found = []
+        for name, schema in self.recipe.registry.samplers.items():
+            if schema.paradigm != own.paradigm or schema.supervised != own.supervised:
+                continue
+            config = _example(schema, own)
+            if config is not None and capability in config.provides():
+                found.append(f"{name} with its default settings" if schema is type(own) else name)
+        return found
+
+    def _policies_with(self, capability: Capability) -> list[str]:
+        own = cast(PolicyConfig, self.policy)
+        found = []
+        for name, schema in self.recipe.registry.policies.items():
+            config = _example(schema, own) if schema.paradigm == own.paradigm else None
+            if config is not None and capability in config.provides():
+                found.append(f"{name} with its default settings" if schema is type(own) else name)
+        return found
+
+    def _other_view(self, config: ObjectiveConfig) -> str:
+        """``, or view: bound`` where the objective has a view that this policy can give."""
+        field = type(config).model_fields.get("view")
+        given = (self.policy.provides() if self.policy else frozenset()) | (
+            self.sampler.provides() if self.sampler else frozenset()
+        )
+        supervised = self.sampler is not None and self.sampler.supervised
+        for view in get_args(field.annotation) if field else ():
+            other = _example(type(config), config, view=view)
+            if other is None or (wanted := other.view_wanted()) is None:
+                continue
+            fits = other.needs() | {_VIEW_NEEDS[wanted]} <= given
+            if fits and not (supervised and wanted == "steps"):
+                return f", or view: {view}"
+        return ""
+
+    def rewards(self) -> None:
+        for label, config in self.recipe.reward.items():
+            if config.evaluation_only:
+                self.report(
+                    ("reward", label),
+                    f"{self.name(config)} is for evaluation only; name it under evaluate.metrics",
+                )
+            self._medium(("reward", label), config)
+        for label, config in self.recipe.metrics.items():
+            self._medium(("evaluate", "metrics", label), config)
+
+    def _medium(self, route: Route, config: RewardConfig) -> None:
+        if self.policy is None:
+            return
+        given = self.policy.provides() & MEDIA
+        if not given & config.media:
+            judged = " and ".join(sorted(m.value for m in config.media)) or "nothing"
+            made = " and ".join(sorted(m.value for m in given)) or "no declared medium"
+            fitting = [
+                name
+                for name, schema in self.recipe.registry.rewards.items()
+                if schema.media & given and schema.evaluation_only == config.evaluation_only
+            ]
+            self.report(
+                route,
+                f"{self.name(config)} judges {judged}, but {self.name(self.policy)} makes {made}. "
+                f"{_choose(fitting)}",
+            )
+        for capability in sorted(config.needs(), key=list(Capability).index):
+            self._need(route, config, capability)
+
+    def numbers(self) -> None:
+        """Group sizes and minibatches."""
+        recipe, train = self.recipe, self.recipe.train
+        learns = any(config.uses_reward for config in recipe.objective.values())
+        if train.num_generations < 2 and learns:
+            for key in ("baseline", "scale"):
+                value = getattr(recipe.advantage, key)
+                if value in ("group_mean", "leave_one_out", "group_std"):
+                    self.report(
+                        ("train", "num_generations"),
+                        f"advantage.{key}: {value} compares the samples of a prompt, and "
+                        f"num_generations is 1. Take at least 2, or advantage.{key}: "
+                        f"{value.replace('group', 'batch') if 'group' in value else 'batch_mean'}",
+                    )
+        if train.num_generations < 2 and recipe.filter.active:
+            message = "the spread of a group of one sample is always 0, and the filter rejects it"
+            self.report(("train", "num_generations"), f"{message}; take at least 2")
+        if recipe.filter.then == "resample" and not recipe.filter.active:
+            message = "nothing is rejected without filter.min_spread or filter.spread_percentile"
+            self.report(("filter", "then"), message)
+        if train.num_minibatches > train.num_prompts:
+            self.report(
+                ("train", "num_minibatches"),
+                f"groups stay whole, so {train.num_prompts} prompts cannot be split into "
+                f"{train.num_minibatches} minibatches; take at most {train.num_prompts}",
+            )
+
+    def files(self) -> None:
+        """Prompt files and the recipe that gives the weights."""
+        recipe = self.recipe
+        if recipe.prompts.file is None:
+            self.report(("prompts", "file"), "is missing; name a file of prompts to train on")
+        evaluates = bool(recipe.metrics) or recipe.evaluate.every > 0
+        if recipe.prompts.evaluate is None and evaluates:
+            message = "is missing: evaluate measures on held-out prompts; name a file of them"
+            self.report(("prompts", "evaluate"), message)
+        for key in ("file", "evaluate"):
+            path = getattr(recipe.prompts, key)
+            if path is not None and not Path(path).is_file():
+                self.report(("prompts", key), f"there is no file {path}")
+        labels = (*recipe.metrics, "reward")
+        headline = recipe.evaluate.headline
+        if headline is not None and not headline.startswith(labels):
+            message = f"no such metric `{headline}`; they are {', '.join(labels)}"
+            self.report(("evaluate", "headline"), message)
+        try:
+            recipe.digest()
+        except RecipeError as error:
+            self.problems.append(Problem("", "", str(error)))
+
+
+def _choose(names: list[str]) -> str:
+    return f"Choose {' or '.join(names)}" if names else "No registered component fits"
+
+
+def _example(schema: type[C], like: Component, **fields: Any) -> C | None:
+    """A config of ``schema`` with its defaults, required fields taken from ``like``; or None."""
+    known = like.model_dump()
+    required = {
+        name: known[name]
+        for name, field in schema.model_fields.items()
+        if field.is_required() and name in known
+    }
+    try:
+        return schema(**{**required, **fields})
+    except ValidationError:
+        return None

@@ -1,0 +1,312 @@
+"""A run from end to end: the trainer, its run folder, its checkpoints, its evaluations."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genrl_core import checkpoint
+from genrl_core.collect import draw
+from genrl_core.errors import CheckpointError, GenRLError, RecipeError
+from genrl_core.evaluate import Evaluation
+from genrl_core.pictures import Column, sheet
+from genrl_core.plan import plan_of
+from genrl_core.recipe import RESOLVED_FILE, Recipe, load_recipe
+from genrl_core.recorder import Recorder
+from genrl_core.records import Prompt
+from genrl_core.runtime import Runtime
+from genrl_core.trainer import Record, Trainer
+
+DONE, STOPPED = 0, 75
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation under the name that tables and pictures give it."""
+
+    title: str
+    evaluation: Evaluation
+
+    def row(self) -> dict[str, Any]:
+        return {"title": self.title, **self.evaluation.metrics}
+
+    def column(self) -> Column:
+        found = self.evaluation
+        return Column(self.title, found.media, found.prompts, found.metrics)
+
+
+def run(
+    recipe: Recipe, runs: Path, *, resume: Path | None = None, stop_after: int | None = None,
+    dry_run: bool = False, json: bool = False, quiet: bool = False,
+) -> int:  # fmt: skip
+    """Train a recipe and keep everything under ``runs``.
+
+    Args:
+        recipe: what to train; with ``resume`` the run's own resolved recipe.
+        runs: the folder of all run folders.
+        resume: a run folder to continue from its newest valid checkpoint.
+        stop_after: save and stop, resumable, after this many iterations.
+        dry_run: build everything, draw and learn from one iteration, write nothing.
+        json, quiet: how to show progress.
+
+    Returns:
+        0 when done, 75 when stopped and resumable.
+
+    Raises:
+        GenRLError: with the reason; the last good checkpoint stays.
+    """
+    runtime = Runtime(recipe.run.device)
+    try:
+        if dry_run:
+            _dry_run(recipe, runtime)
+            return DONE
+        return _Run(recipe, runs, resume, stop_after, runtime, json, quiet).go()
+    finally:
+        runtime.close()
+
+
+class _Run:
+    def __init__(
+        self, recipe: Recipe, runs: Path, resume: Path | None, stop_after: int | None,
+        runtime: Runtime, json: bool, quiet: bool,
+    ):  # fmt: skip
+        self._recipe, self._runtime, self._stop_after = recipe, runtime, stop_after
+        self._snapshot, skipped = _newest(resume) if resume else (None, [])
+        self._started = time.monotonic()
+        total = recipe.train.iterations
+        info = {"seed": recipe.run.seed, "world_size": runtime.world_size, "recipe": recipe.name}
+        self._recorder: Recorder | None = None
+        if runtime.main:
+            self._recorder = (
+                Recorder.create(
+                    runs, recipe.run.name, recipe.name, recipe.given, recipe.to_yaml(), info, total,
+                    json, quiet,
+                )
+                if resume is None or self._snapshot is None
+                else Recorder.resume(resume, self._snapshot.iteration, info, total, json, quiet)
+            )  # fmt: skip
+        for message in skipped:
+            self._note("warning", message)
+        folders = runtime.collect(self._recorder.folder if self._recorder else None)
+        self._folder: Path = next(folder for folder in folders if folder is not None)
+
+    def go(self) -> int:
+        context: AbstractContextManager[Any] = self._recorder or nullcontext()
+        with context, _signals() as stopped:
+            trainer = Trainer(
+                self._recipe, runtime=self._runtime, notify=lambda text: self._note("note", text)
+            )
+            results = self._measure_base(trainer)
+            if self._snapshot is not None:
+                trainer.restore(self._snapshot)
+            code = self._iterate(trainer, stopped)
+            if code == DONE:
+                self._conclude(trainer, results)
+            return code
+
+    def _iterate(self, trainer: Trainer, stopped: Callable[[], bool]) -> int:
+        recipe, begin = self._recipe, trainer.iteration
+        saved = begin
+        while trainer.iteration < recipe.train.iterations:
+            record = trainer.step()
+            evaluated = self._record(trainer, record)
+            due = recipe.save.every and record.iteration % recipe.save.every == 0
+            limit = self._stop_after is not None and record.iteration - begin >= self._stop_after
+            asked = any(self._runtime.collect(stopped()))
+            last = record.iteration == recipe.train.iterations
+            if due or last or limit or asked:
+                self._save(trainer)
+                saved = record.iteration
+            if (limit or asked) and not last:
+                reason = "--stop-after" if limit else "a signal"
+                if self._recorder:
+                    self._recorder.finish(
+                        "stopped", f"{reason}; continue with: genrl run --resume {self._folder}", {}
+                    )
+                return STOPPED
+            del evaluated
+        if saved != trainer.iteration:
+            self._save(trainer)
+        return DONE
+
+    def _record(self, trainer: Trainer, record: Record) -> bool:
+        every, number = self._recipe.evaluate.every, record.iteration
+        metrics: dict[str, float] = dict(record.metrics)
+        due = bool(every) and number % every == 0 and number < self._recipe.train.iterations
+        if due and trainer.held_out:
+            found = trainer.evaluate()
+            metrics |= {f"evaluate/{name}": value for name, value in found.metrics.items()}
+            if self._recorder:
+                self._recorder.samples(number, found.media, found.prompts)
+        if self._recorder:
+            if record.problem:
+                self._recorder.event("warning", f"optimizer step skipped: {record.problem}")
+            self._recorder.iteration(metrics)
+        return due
+
+    def _save(self, trainer: Trainer) -> None:
+        try:
+            trainer.save(self._folder)
+        except CheckpointError as error:
+            self._note("warning", f"{error}; training goes on")
+            return
+        self._note("save", f"checkpoint after iteration {trainer.iteration}")
+
+    def _measure_base(self, trainer: Trainer) -> dict[str, Measured]:
+        """The policy before training: as recipes sample it, and at the best of ``base_sweep``."""
+        if not trainer.held_out:
+            return {}
+        found = {"before": Measured("base", trainer.evaluate())}
+        best: tuple[str, Evaluation] | None = None
+        headline = _headline(self._recipe, found["before"].evaluation)
+        for field, values in self._recipe.evaluate.base_sweep.items():
+            for value in values:
+                swept = trainer.evaluate(**{field: value})
+                if best is None or swept.metrics[headline] > best[1].metrics[headline]:
+                    best = (f"base, {field} {value:g}", swept)
+        if best is not None:
+            found["best_base"] = Measured(best[0], best[1])
+        return found
+
+    def _conclude(self, trainer: Trainer, results: dict[str, Measured]) -> None:
+        if trainer.held_out:
+            results["after"] = Measured("tuned", trainer.evaluate())
+        if not self._recorder:
+            return
+        if "after" in results:
+            after = results["after"].evaluation
+            self._recorder.samples(trainer.iteration, after.media, after.prompts)
+            self._recorder.before_after(
+                [measured.column() for measured in results.values()], self._recipe.name
+            )
+        self._recorder.plots()
+        seconds = time.monotonic() - self._started
+        rows = {name: measured.row() for name, measured in results.items()}
+        self._recorder.finish("done", None, rows | {"seconds": round(seconds, 1)})
+
+    def _note(self, kind: str, message: str) -> None:
+        if self._recorder:
+            self._recorder.event(kind, message)
+
+
+def _headline(recipe: Recipe, found: Evaluation) -> str:
+    name = recipe.evaluate.headline or next(iter(found.metrics), "")
+    if recipe.evaluate.base_sweep and name not in found.metrics:
+        known = ", ".join(found.metrics)
+        raise RecipeError(f"evaluate.headline: {name!r} is not measured; there are {known}")
+    return name
+
+
+def _newest(folder: Path) -> tuple[checkpoint.Snapshot, list[str]]:
+    path, skipped = checkpoint.latest(folder)
+    if path is None:
+        found = "; ".join(skipped) or "there is no checkpoint"
+        raise CheckpointError(f"{folder} cannot be resumed: {found}")
+    return checkpoint.load(path), skipped
+
+
+def resumable(folder: Path, **lookup: Any) -> Recipe:
+    """The recipe of a run folder, as it was resolved.
+
+    Raises:
+        CheckpointError: the folder is no run folder.
+    """
+    path = folder / RESOLVED_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no run folder: it has no {RESOLVED_FILE}")
+    return load_recipe(path, **lookup)
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Note SIGTERM, SIGINT and SIGUSR1; the second one ends the process at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    try:
+        before = {kind: signal.signal(kind, note) for kind in kinds}
+    except ValueError:  # not the main thread: whoever owns it handles signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def _dry_run(recipe: Recipe, runtime: Runtime) -> None:
+    trainer = Trainer(recipe, runtime=runtime, notify=lambda text: print(text, flush=True))
+    network = trainer.policy.network
+    count = sum(p.numel() for p in network.parameters())
+    trained = list(trainer.slots.trainable.values())
+    size = sum(p.numel() * p.element_size() for p in network.parameters())
+    # Gradients and the two moments of AdamW, in the dtype of the weights, and frozen copies.
+    extra = 3 * sum(p.numel() * p.element_size() for p in trained)
+    copies = size * ("reference" in trainer.slots)
+    saved = 0
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal saved
+        saved += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        record = trainer.step()
+    if runtime.main:
+        train = recipe.train
+        print(f"recipe      {recipe.name}: it runs")
+        print(f"weights     {count:,} parameters, {sum(p.numel() for p in trained):,} trained")
+        print(f"iteration   {train.num_prompts} prompts x {train.num_generations} samples")
+        print(f"memory      {_mib(size + extra + copies)} weights, gradients, optimizer, slots")
+        print(f"            {_mib(saved)} saved for backward, all chunks of the update together")
+        for name, value in record.metrics.items():
+            print(f"{name:<20}{value:.6g}")
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def sample(
+    source: str | Path, prompts: Sequence[str], num: int, out: Path, *, seed: int | None = None,
+    overrides: Sequence[str] = (), registry: Any = None, columns: Mapping[str, Any] | None = None,
+) -> Path:  # fmt: skip
+    """Draw from the policy of a run folder (its newest checkpoint) or of a recipe.
+
+    Images become one PNG with a row per prompt, texts one text file.
+
+    Raises:
+        GenRLError: there is nothing to draw from, or ``out`` exists.
+    """
+    if out.exists():
+        raise GenRLError(f"{out} exists: choose another --out")
+    folder = Path(source)
+    is_run = (folder / RESOLVED_FILE).is_file()
+    recipe = load_recipe(folder / RESOLVED_FILE if is_run else source, overrides, registry)
+    runtime = Runtime(recipe.run.device)
+    trainer = Trainer(recipe, runtime=runtime, notify=lambda text: print(text, flush=True))
+    if is_run:
+        trainer.restore(_newest(folder)[0])
+    asked = [Prompt(f"{i}", text, columns=columns or {}) for i, text in enumerate(prompts)]
+    chosen = recipe.run.seed if seed is None else seed
+    plan = plan_of(chosen, 0, 0, asked, num, runtime.device)
+    sampler = recipe.sampler_for().build()
+    _, media = draw(trainer.policy, sampler, plan, recipe.train.samples_per_forward)
+    if media.pixels is None:
+        text = "".join(f"{p.text}\t{t}\n" for p, t in zip(plan.sample_prompts(), media.texts, strict=True))
+        out.write_text(text, encoding="utf-8")
+    else:
+        column = Column(recipe.name, media, plan.sample_prompts(), {})
+        sheet([column], recipe.name, len(asked), num).save(out)
+    return out

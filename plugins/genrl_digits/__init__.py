@@ -1,0 +1,130 @@
+"""The embedded default: real handwritten digits, a tiny policy, a reward, three held-out measures.
+
+No download and no GPU: the images are scikit-learn's (8 x 8 pixels, 17 grey levels). A third of
+them trains the generator, a third the reward and a third the judge. This entry module holds configs
+and hooks only and loads neither torch nor scikit-learn.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from genrl_core import PolicyConfig, RewardConfig, SamplerConfig, hookimpl
+from genrl_masked import MaskedPolicyConfig
+
+if TYPE_CHECKING:
+    from genrl_digits.policy import DigitsMaskedPolicy
+    from genrl_digits.rewards import DigitClassifier, DigitDiversity, DigitFrechet, DigitJudge
+    from genrl_digits.sampler import DigitsDataSampler
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class DigitsMaskedConfig(MaskedPolicyConfig):
+    """A transformer of 111,000 parameters over 16 codes of 2 x 2 pixels, prompted by four words."""
+
+    width: Count = Field(64, description="channels of the transformer, a multiple of heads")
+    layers: Count = Field(2, description="transformer blocks")
+    heads: Count = Field(4, description="attention heads")
+    codebook: Annotated[int, Field(ge=2, le=1024)] = Field(
+        64, description="codes of the k-means codebook of 2 x 2 patches"
+    )
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "DigitsMaskedConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+    def build(self) -> "DigitsMaskedPolicy":
+        from genrl_digits.policy import DigitsMaskedPolicy
+
+        return DigitsMaskedPolicy(self)
+
+
+class DigitsDataConfig(SamplerConfig):
+    """Real images of the prompted digit, from the generator split, for supervised training."""
+
+    paradigm: ClassVar[str] = "masked"
+    supervised: ClassVar[bool] = True
+    caption_noise: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="probability that the image is of a uniformly random digit (the prompted one "
+        "included), so that the prompt says nothing about it",
+    )
+
+    def build(self) -> "DigitsDataSampler":
+        from genrl_digits.sampler import DigitsDataSampler
+
+        return DigitsDataSampler(self)
+
+
+class DigitClassifierConfig(RewardConfig):
+    """The probability that a classifier of the reward split gives the prompted digit, 0 to 1."""
+
+    shuffle: bool = Field(
+        default=False,
+        description="the control that must fail: ask each image for a random digit, picked by a "
+        "hash of its own pixels, instead of the prompted one",
+    )
+
+    def build(self) -> "DigitClassifier":
+        from genrl_digits.rewards import DigitClassifier
+
+        return DigitClassifier(shuffle=self.shuffle)
+
+
+class DigitJudgeConfig(RewardConfig):
+    """Accuracy by a classifier of another kind on the judge split: whether the gain is real."""
+
+    evaluation_only: ClassVar[bool] = True
+
+    def build(self) -> "DigitJudge":
+        from genrl_digits.rewards import DigitJudge
+
+        return DigitJudge()
+
+
+class DigitFrechetConfig(RewardConfig):
+    """Frechet distance to the judge split in 16 principal components of the pixels; 0 is best."""
+
+    paper = "arXiv 1706.08500, on pixels instead of Inception features"
+    evaluation_only: ClassVar[bool] = True
+
+    def build(self) -> "DigitFrechet":
+        from genrl_digits.rewards import DigitFrechet
+
+        return DigitFrechet()
+
+
+class DigitDiversityConfig(RewardConfig):
+    """Mean distance in grey levels between two images of one prompt; real digits have about 36."""
+
+    evaluation_only: ClassVar[bool] = True
+
+    def build(self) -> "DigitDiversity":
+        from genrl_digits.rewards import DigitDiversity
+
+        return DigitDiversity()
+
+
+@hookimpl
+def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
+    """The masked policy."""
+    register("digits_masked", DigitsMaskedConfig)
+
+
+@hookimpl
+def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> None:
+    """The data."""
+    register("digits_data", DigitsDataConfig)
+
+
+@hookimpl
+def register_rewards(register: Callable[[str, type[RewardConfig]], None]) -> None:
+    """The reward and the measures."""
+    register("digit_classifier", DigitClassifierConfig)
+    register("digit_judge", DigitJudgeConfig)
+    register("digit_frechet", DigitFrechetConfig)
+    register("digit_diversity", DigitDiversityConfig)

@@ -1,0 +1,85 @@
+"""A bidirectional transformer over a prompt's words and an image's tokens: 110,976 parameters.
+
+    words [R, L] int64    canvas [R, N] int64, code or mask (= V)    logits [R, N, V]
+
+Pre-norm blocks with exact GELU (its tanh approximation is several times slower on a CPU), learned
+positions, no dropout.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+_SEED = 2510
+"""Of the initial weights: every run starts from the same ones, whatever its own seed."""
+
+
+class Block(nn.Module):
+    """Attention of everything to everything, then an MLP of four times the width."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[R, S, width]`` to the same."""
+        rows, length, width = x.shape
+        packed = self.query_key_value(self.attention_norm(x))
+        packed = packed.view(rows, length, 3, self.heads, width // self.heads)
+        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = scaled_dot_product_attention(query, key, value)
+        x = x + self.output(mixed.transpose(1, 2).reshape(rows, length, width))
+        hidden: Tensor = self.down(gelu(self.up(self.mlp_norm(x))))
+        return x + hidden
+
+
+class DigitsTransformer(nn.Module):
+    """The network of the masked digit policy; see the module for the shapes."""
+
+    def __init__(
+        self, *, width: int, layers: int, heads: int, codes: int, num_tokens: int,
+        vocabulary: int, prefix: int,
+    ):  # fmt: skip
+        super().__init__()
+        self.words = nn.Embedding(vocabulary, width)
+        self.tokens = nn.Embedding(codes + 1, width)
+        self.word_positions = nn.Parameter(torch.empty(prefix, width))
+        self.token_positions = nn.Parameter(torch.empty(num_tokens, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, codes)
+        self._initialise(layers)
+
+    def forward(self, words: Tensor, canvas: Tensor) -> Tensor:
+        """Logits over the codes at every position, in the network's dtype."""
+        prompt = self.words(words) + self.word_positions
+        image = self.tokens(canvas) + self.token_positions
+        x = torch.cat([prompt, image], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.head(self.norm(x[:, words.shape[1] :]))
+        return logits
+
+    @torch.no_grad()
+    def _initialise(self, layers: int) -> None:
+        """Normal weights from a generator of our own; what writes to the residual is smaller.
+
+        The words' positions begin at 0: a word means the same wherever it stands until the data
+        say otherwise, and phrasings that were not trained on are understood.
+        """
+        generator = torch.Generator().manual_seed(_SEED)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+                continue
+            std = parameter.shape[1] ** -0.5 if "blocks" in name else 0.1
+            if name.endswith(("output.weight", "down.weight")):
+                std /= (2 * layers) ** 0.5
+            parameter.normal_(0.0, std, generator=generator)
+        self.word_positions.zero_()

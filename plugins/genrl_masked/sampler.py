@@ -1,0 +1,211 @@
+"""The confidence sampler: MaskGIT's unmasking as a Markov chain whose steps have densities.
+
+Mask-GRPO (arXiv 2510.13418) lives here. A rollout is recorded as a commit map: the finished tokens
+and the step at which each was released. The canvas of step k is the tokens released before k and
+masks elsewhere, so any subset of steps is scored in any order, without replay.
+
+Deviations from the paper and its released code: the threshold of p1 accounts for the Gumbel noise
+(``p1_plain`` does not, as printed); it is kept as a number, not as a truth value, which turned p1
+into p2; ``release_all`` credits the last position too; densities are recorded, so ratios are real.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from genrl_core import MarkovSampler, Streams, Tensors, Transition
+from genrl_masked import transitions
+from genrl_masked.policy import MaskedPolicy, guided_logits
+from genrl_masked.schedule import gumbel_temperatures, released_counts
+
+if TYPE_CHECKING:
+    from genrl_masked import ConfidenceConfig
+
+
+class ConfidenceTransition(Transition):
+    """One unmasking step of R rows: draw codes, rank them, release the most confident.
+
+    An action holds ``codes`` ``[R, N]`` int64 (drawn at every masked position; meaningful at the
+    released ones alone where the density needs no more), ``released`` ``[R, N]`` bool, and for p1
+    ``thresholds`` ``[R, N]``. Per row there is one term, or one per released token in the order of
+    the positions.
+
+    Args:
+        log_probs: ``[R, N, V]`` of the drawn categoricals, temperature and guidance inside.
+        masked: ``[R, N]`` bool.
+        counts: ``[R]`` int64, how many positions the step releases.
+        noise_scale: ``[R]`` the factor of the Gumbel noise, in nats.
+        config: the sampler's.
+        num_terms: M.
+        released: ``[R, N]`` bool, the positions released by the step that is scored; None when
+            drawing. Entropy and KL per token are those of these positions.
+    """
+
+    def __init__(
+        self, log_probs: Tensor, masked: Tensor, counts: Tensor, noise_scale: Tensor,
+        config: "ConfidenceConfig", num_terms: int, released: Tensor | None = None,
+    ):  # fmt: skip
+        self.log_probs = log_probs
+        self.masked = masked
+        self.counts = counts
+        self.noise_scale = noise_scale
+        self.config = config
+        self.num_terms = num_terms
+        self.released = released
+
+    def sample(self, streams: Streams) -> Tensors:
+        codes = transitions.draw_codes(self.log_probs, streams.uniform(self.masked.shape[1]))
+        noise = self._noise(streams)
+        keys = transitions.code_log_probs(self.log_probs, codes) + noise
+        released = transitions.best(keys, self.masked, self.counts)
+        action = {"codes": codes, "released": released}
+        if self.config.transition == "p1":
+            action["thresholds"] = transitions.noise_aware_thresholds(
+                self.log_probs, codes, released, noise
+            )
+        elif self.config.transition == "p1_plain":
+            action["thresholds"] = transitions.plain_thresholds(self.log_probs, codes, released)
+        return {name: tensor.detach() for name, tensor in action.items()}
+
+    def _noise(self, streams: Streams) -> Tensor:
+        if self.config.gumbel_temperature == 0:
+            return self.log_probs.new_zeros(self.masked.shape)
+        gumbel = streams.gumbel(self.masked.shape[1]).to(self.log_probs.dtype)
+        return self.noise_scale.unsqueeze(1) * gumbel
+
+    def log_prob(self, action: Tensors) -> Tensor:
+        codes, released = action["codes"], action["released"]
+        if self.config.granularity == "token":
+            return self._per_token(transitions.code_log_probs(self.log_probs, codes), released)
+        if self.config.transition == "p2":
+            found = transitions.p2(self.log_probs, codes, released)
+        elif self.config.transition == "ar":
+            found = transitions.ar(self.log_probs, codes, self.masked)
+        else:
+            remasked = self.masked & ~released
+            found = transitions.p1(self.log_probs, codes, released, remasked, action["thresholds"])
+        return self._per_step(found)
+
+    def events(self, action: Tensors) -> Tensor:
+        """The tokens that a term credits: released ones, or with ``ar`` all that were drawn."""
+        if self.config.granularity == "token":
+            return self._per_token(torch.ones_like(action["codes"]), action["released"])
+        counted = self.masked if self.config.transition == "ar" else action["released"]
+        return self._per_step(counted.sum(-1))
+
+    def kl(self, other: Transition) -> Tensor:
+        """KL of everything drawn (``ar``), or of every released token's categorical."""
+        assert isinstance(other, ConfidenceTransition)
+        return self._closed_form(transitions.divergences(self.log_probs, other.log_probs))
+
+    def entropy(self) -> Tensor:
+        """Entropy of everything drawn (``ar``), or of every released token's categorical."""
+        return self._closed_form(transitions.entropies(self.log_probs))
+
+    def _closed_form(self, per_position: Tensor) -> Tensor:
+        if self.config.transition == "ar":
+            return self._per_step(per_position.masked_fill(~self.masked, 0.0).sum(-1))
+        if self.config.granularity == "token" and self.released is not None:
+            return self._per_token(per_position, self.released)
+        raise NotImplementedError(
+            f"a step under {self.config.transition} has no closed-form KL or entropy: choose "
+            "transition: ar, or p2 with granularity: token"
+        )
+
+    def _per_step(self, found: Tensor) -> Tensor:
+        """A number per row as one term; 0 where the step releases nothing and has no term."""
+        return found.masked_fill(self.counts == 0, 0).unsqueeze(1)
+
+    def _per_token(self, values: Tensor, released: Tensor) -> Tensor:
+        """The values of the released positions, first position first, padded with 0: ``[R, M]``."""
+        first = released.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+        first = first[:, : self.num_terms]
+        return values.gather(-1, first).masked_fill(~released.gather(-1, first), 0)
+
+
+class ConfidenceSampler(MarkovSampler[MaskedPolicy]):
+    """Draws by confidence; scores by the transition of ``config``.
+
+    The trace holds ``tokens`` ``[B, N]`` (the finished sample), ``commit_step`` ``[B, N]`` (the
+    step that released each position; K for one that was left over), and beyond what p2 needs:
+    ``codes`` ``[B, K, N]`` int32 for ar, p1 and p1_plain, ``thresholds`` ``[B, K, N]`` for the
+    latter two.
+    """
+
+    def __init__(self, config: "ConfidenceConfig"):
+        self.config = config
+        self.num_steps = config.num_inference_steps
+
+    def counts(self, num_tokens: int) -> tuple[int, ...]:
+        """How many positions each step releases: K numbers."""
+        config = self.config
+        return released_counts(
+            num_tokens, self.num_steps, config.schedule, config.final_step, config.power
+        )
+
+    def start(self, policy: MaskedPolicy, cond: Tensors, streams: Streams) -> Tensors:  # noqa: ARG002
+        shape = (len(streams), policy.num_tokens)
+        tokens = torch.zeros(shape, dtype=torch.int64, device=streams.device)
+        return {"tokens": tokens, "masked": torch.ones_like(tokens, dtype=torch.bool)}
+
+    def transition(
+        self, policy: MaskedPolicy, state: Tensors, k: Tensor, cond: Tensors
+    ) -> ConfidenceTransition:
+        config, masked = self.config, state["masked"]
+        canvas = state["tokens"].masked_fill(masked, policy.mask_code)
+        logits = guided_logits(policy, canvas, cond, config.guidance_scale)
+        log_probs = (logits / config.temperature).log_softmax(-1)
+        counts = self.counts(policy.num_tokens)
+        taus = gumbel_temperatures(config.gumbel_temperature, self.num_steps, config.gumbel_decay)
+        noise_scale = torch.tensor(taus, dtype=logits.dtype, device=k.device)[k]
+        return ConfidenceTransition(
+            log_probs, masked,
+            counts=torch.tensor(counts, device=k.device)[k],
+            noise_scale=noise_scale,
+            config=config,
+            num_terms=max(counts) if config.granularity == "token" else 1,
+            released=state.get("released"),
+        )  # fmt: skip
+
+    def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:
+        """Released codes are written. The last step also writes the code of a position left over.
+
+        That position stays masked in the books: it is in the sample, and in no released set.
+        """
+        last = (k == self.num_steps - 1).unsqueeze(1)
+        written = action["released"] | (state["masked"] & last)
+        return {
+            "tokens": torch.where(written, action["codes"], state["tokens"]),
+            "masked": state["masked"] & ~action["released"],
+        }
+
+    def finish(self, state: Tensors) -> Tensors:
+        return {"tokens": state["tokens"]}
+
+    def pack(self, states: list[Tensors], actions: list[Tensors]) -> Tensors:
+        released = torch.stack([action["released"] for action in actions], 1)
+        never = torch.full_like(released[:, 0], self.num_steps, dtype=torch.int64)
+        first = released.to(torch.int8).argmax(1)
+        trace = {
+            "tokens": states[-1]["tokens"],
+            "commit_step": torch.where(released.any(1), first, never),
+        }
+        if self.config.transition != "p2":
+            trace["codes"] = torch.stack([action["codes"] for action in actions], 1).int()
+        if "thresholds" in actions[0]:
+            trace["thresholds"] = torch.stack([action["thresholds"] for action in actions], 1)
+        return trace
+
+    def restore(self, trace: Tensors, k: Tensor, b: Tensor) -> tuple[Tensors, Tensors]:
+        """The rollout's state before step k, with the ``released`` set of the step beside it."""
+        tokens, committed = trace["tokens"][b], trace["commit_step"][b]
+        masked, released = committed >= k.unsqueeze(1), committed == k.unsqueeze(1)
+        state = {
+            "tokens": tokens.masked_fill(masked, 0), "masked": masked, "released": released,
+        }  # fmt: skip
+        codes = trace["codes"][b, k].long() if "codes" in trace else tokens
+        action = {"codes": codes, "released": released}
+        if "thresholds" in trace:
+            action["thresholds"] = trace["thresholds"][b, k]
+        return state, action
