@@ -1,19 +1,61 @@
 """GenRL: reinforcement learning for generative models of any paradigm, with any objective."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genrl_core.capability import MEDIA, Capability
+    from genrl_core.config import (
+        NONE,
+        Component,
+        ObjectiveConfig,
+        PolicyConfig,
+        RewardConfig,
+        SamplerConfig,
+        Schema,
+    )
+    from genrl_core.errors import (
+        CheckpointError,
+        GenRLError,
+        PluginError,
+        RecipeError,
+        RewardError,
+    )
+    from genrl_core.hookspecs import hookimpl
+    from genrl_core.negotiate import negotiate
+    from genrl_core.objective import Objective, View
+    from genrl_core.plugins import Registry
+    from genrl_core.policy import Policy
+    from genrl_core.recipe import Recipe, load_recipe
+    from genrl_core.records import (
+        Batch,
+        Matching,
+        Media,
+        Others,
+        Plan,
+        Prompt,
+        Scored,
+        Streams,
+        Tensors,
+        Terms,
+        Trajectory,
+        take,
+    )
+    from genrl_core.reward import Reward
+    from genrl_core.sampler import MarkovSampler, Sampler, Transition
+    from genrl_core.trainer import train
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Capability": "capability",
+    "Capability": "capability", "MEDIA": "capability",
     "Component": "config", "PolicyConfig": "config", "SamplerConfig": "config",
-    "RewardConfig": "config", "ObjectiveConfig": "config", "Schema": "config",
+    "RewardConfig": "config", "ObjectiveConfig": "config", "Schema": "config", "NONE": "config",
     "GenRLError": "errors", "RecipeError": "errors", "PluginError": "errors",
     "RewardError": "errors", "CheckpointError": "errors",
     "hookimpl": "hookspecs",
     "Registry": "plugins",
-    "Recipe": "recipe", "load_recipe": "recipe",
+    "Recipe": "recipe", "load_recipe": "recipe", "negotiate": "negotiate",
     "Policy": "policy", "Sampler": "sampler", "MarkovSampler": "sampler",
     "Transition": "sampler", "Reward": "reward", "Objective": "objective", "View": "objective",
     "Batch": "records", "Matching": "records", "Media": "records", "Others": "records",
@@ -22,7 +64,14 @@ _HOMES = {
     "train": "trainer",
 }  # fmt: skip
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "MEDIA", "NONE", "Batch", "Capability", "CheckpointError", "Component", "GenRLError",
+    "MarkovSampler", "Matching", "Media", "Objective", "ObjectiveConfig", "Others", "Plan",
+    "PluginError", "Policy", "PolicyConfig", "Prompt", "Recipe", "RecipeError", "Registry",
+    "Reward", "RewardConfig", "RewardError", "Sampler", "SamplerConfig", "Schema", "Scored",
+    "Streams", "Tensors", "Terms", "Trajectory", "Transition", "View", "__version__", "hookimpl",
+    "load_recipe", "negotiate", "take", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

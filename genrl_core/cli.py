@@ -31,6 +31,9 @@ _SHELVES: dict[str, Kind] = {
     "objectives": "objective",
 }
 
+_PATHS = (("extends",), ("prompts", "file"), ("prompts", "evaluate"), ("policy", "weights"))
+"""Where a recipe may hold a path relative to itself."""
+
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 _Source = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, file or run.")]
 _Overrides = Annotated[
@@ -220,14 +223,15 @@ def run(
     processes: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
     runs: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
     json: _Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train a recipe. With --resume DIR the recipe of that run is taken."""
     registry: Registry = context.obj
-    given = list(overrides or ())
+    given: list[str] = list(overrides or ())
     if resume is not None and not resume.is_dir():
         raise RecipeError(f"--resume {resume}: there is no such run folder")
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
-        recipe, given = None, [recipe, *given]
+        given, recipe = [recipe, *given], None
     if recipe is None:
         if resume is None:
             raise RecipeError("which recipe? `genrl ls recipes` lists them")
@@ -241,12 +245,13 @@ def run(
         arguments += ["--resume", str(resume)] if resume else []
         arguments += ["--stop-after", str(stop_after)] if stop_after else []
         arguments += ["--dry-run"] * dry_run + ["--json"] * json
+        arguments += ["--quiet"] * quiet
         arguments += [word for file in registry.files for word in ("--plugin", str(file))]
         raise typer.Exit(launch(arguments, processes))
-    from genrl_core import trainer
+    from genrl_core import runner
 
-    code = trainer.run(
-        loaded, runs, resume=resume, stop_after=stop_after, dry_run=dry_run, json=json
+    code = runner.run(
+        loaded, runs, resume=resume, stop_after=stop_after, dry_run=dry_run, json=json, quiet=quiet
     )
     raise typer.Exit(code)
 
@@ -256,13 +261,20 @@ def sample(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_RECIPE")],
     prompt: Annotated[list[str], typer.Option(help="What to draw; may stand more than once.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
+    overrides: _Overrides = None,
     num: Annotated[int, typer.Option(min=1, help="Samples per prompt.")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="Silent: the recipe's seed.")] = None,
 ) -> None:
     """Draw samples from a trained run, or from the policy of a recipe."""
-    from genrl_core import trainer
+    loaded = load_recipe(source, overrides or (), context.obj)
+    if problems := find_problems(loaded):
+        raise ProblemsError(problems)
+    from genrl_core import runner
 
-    trainer.sample(source, prompt, num, out, seed, context.obj)
+    written = runner.sample(
+        source, prompt, num, out, seed=seed, overrides=overrides or (), registry=context.obj
+    )
+    display.say(f"{written}")
 
 
 def plugins(context: typer.Context, json: _Json = False) -> None:

@@ -12,7 +12,7 @@ from genrl_core.config import FilterConfig
 from genrl_core.errors import GenRLError, RewardError
 from genrl_core.filters import GroupFilter
 from genrl_core.policy import Policy
-from genrl_core.records import Media, Plan, Prompt, Streams, Tensors, Terms, Trajectory, take
+from genrl_core.records import Media, Plan, Prompt, Streams, Tensors, Terms, Trajectory, fold, take
 from genrl_core.reward import Reward
 from genrl_core.runtime import Runtime
 from genrl_core.sampler import Sampler
@@ -181,8 +181,8 @@ class Collector:
         calls = max(self._runtime.collect(terms.calls))
         shared: Tensors = {}
         for name, matrix in terms.matrices():
-            folded = matrix.unflatten(0, (max(terms.calls, 1), -1)) if len(matrix) else matrix[None]
-            shared[name] = self._runtime.gather(folded.cpu(), columns, total).flatten(0, 1)
+            folded = fold(matrix.cpu(), terms.calls)
+            shared[name] = self._runtime.gather(folded, columns, total).flatten(0, 1)
         return replace(terms, calls=calls, **shared)
 
     def _total(self, rewards: Tensors, total: int) -> tuple[Tensor, Tensor]:

@@ -29,16 +29,13 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         code_file = Path(folder) / "code"
         environment = {"OMP_NUM_THREADS": threads} | dict(os.environ)
         environment[_CODE_FILE] = str(code_file)
-        child = subprocess.Popen(command, env=environment)
+        # A session of its own, so that a terminal's interrupt reaches the processes once, from here.
+        child = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603
 
         def hand_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # its signature
             child.send_signal(number)
 
-        # An interrupt reaches the whole foreground group; only a termination must be handed on.
-        before = {
-            signal.SIGTERM: signal.signal(signal.SIGTERM, hand_on),
-            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        }
+        before = {n: signal.signal(n, hand_on) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             code = child.wait()
         finally:

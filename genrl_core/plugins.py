@@ -128,6 +128,7 @@ class Registry:
         plugins: every plugin that was looked at, broken ones with their reason.
         commands: verbs for the command line.
         recipe_folders: folders of recipes with their owners, GenRL's own first.
+        files: the plugin files that were given.
     """
 
     def __init__(self) -> None:
@@ -135,6 +136,7 @@ class Registry:
         self.plugins: list[Plugin] = []
         self.commands: list[Command] = []
         self.recipe_folders: list[tuple[Path, Plugin]] = []
+        self.files: list[Path] = []
         self._components: dict[Kind, dict[str, list[tuple[type[Component], Plugin]]]] = {
             kind: {} for kind in KINDS
         }
@@ -203,6 +205,7 @@ class Registry:
         except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise PluginError(f"plugin file {path} is broken: {_reason(error)}") from error
+        self.files.append(path)
         self.add_module(module)
 
     def add_module(self, module: ModuleType | str) -> None:

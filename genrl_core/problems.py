@@ -174,7 +174,7 @@ def unknown_key(key: str, known: Iterable[str], homes: Sequence[str] = ()) -> st
     hint = near(key, known)
     if not hint and (elsewhere := _ELSEWHERE.get(key)):
         hint = f"; GenRL writes it as `{elsewhere.split()[0]}`"
-    return f"unknown key{hint or '.'} Known: {listed(known)}"
+    return f"unknown key{hint}{'' if hint.endswith('?') else '.'} Known: {listed(known)}"
 
 
 def plain(kind: str, value: object, context: dict[str, Any], message: str) -> str:

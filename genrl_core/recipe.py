@@ -172,7 +172,8 @@ def _resolve(
     name: str, given: str, document: Document, overrides: Sequence[str], registry: Registry,
     problems: list[Problem],
 ) -> Recipe:  # fmt: skip
-    document = merge(document, _from_overrides(overrides, problems), SECTION_NAMES, problems)
+    changes = _from_overrides(overrides, document, problems)
+    document = merge(document, changes, SECTION_NAMES, problems)
     resolver = Resolver(document, registry, problems)
     resolver.run()
     raise_if(problems)
@@ -306,8 +307,8 @@ def _from_mapping(source: Mapping[str, Any], problems: list[Problem]) -> Documen
     return Document(cast(dict[str, Any], convert(source, ())), {(): place})
 
 
-def _from_overrides(overrides: Sequence[str], problems: list[Problem]) -> Document:
-    """``a.b=value`` items as one tree; a later item wins."""
+def _from_overrides(overrides: Sequence[str], below: Document, problems: list[Problem]) -> Document:
+    """``a.b=value`` items as one tree, to be merged over ``below``; a later item wins."""
     document = Document()
     for item in overrides:
         key, equals, text = item.partition("=")
@@ -328,7 +329,9 @@ def _from_overrides(overrides: Sequence[str], problems: list[Problem]) -> Docume
             problems.append(Problem(str(place), "", message))
             continue
         branch = document.tree
-        for part in route[:-1]:
+        for i, part in enumerate(route[:-1], 1):
+            if route[:i] not in below.places:
+                document.places[route[:i]] = place
             if not isinstance(branch.get(part), dict):
                 branch[part] = {}
             branch = branch[part]

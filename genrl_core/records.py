@@ -239,12 +239,18 @@ def _pad_alike(tensors: Sequence[Tensor], first: int) -> list[Tensor]:
     return padded
 
 
+def fold(matrix: Tensor, calls: int) -> Tensor:
+    """``[T, B]`` to ``[K, M, B]``; without calls, ``[1, 0, B]``."""
+    calls = max(calls, 1)
+    return matrix.reshape(calls, len(matrix) // calls, matrix.shape[1])
+
+
 def _concat_terms(parts: Sequence[Terms]) -> Terms:
     calls = max(part.calls for part in parts)
     joined: dict[str, Tensor] = {}
     for name, _ in parts[0].matrices():
         # [T, B] -> [B, K, M], so that padding keeps a term in its call.
-        folded = [getattr(p, name).T.reshape(len(p.mask.T), max(p.calls, 1), -1) for p in parts]
+        folded = [fold(getattr(part, name), part.calls).movedim(-1, 0) for part in parts]
         joined[name] = torch.cat(_pad_alike(folded, 1)).flatten(1).T
     return Terms(calls=calls, **joined)  # type: ignore[arg-type]  # names come from the dataclass
 
