@@ -29,7 +29,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         code_file = Path(folder) / "code"
         environment = {"OMP_NUM_THREADS": threads} | dict(os.environ)
         environment[_CODE_FILE] = str(code_file)
-        # A session of its own, so that a terminal's interrupt reaches the processes once, from here.
+        # Its own session, so that a terminal's interrupt reaches the processes once, from here.
         child = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603
 
         def hand_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # its signature

@@ -202,7 +202,7 @@ def plain(kind: str, value: object, context: dict[str, Any], message: str) -> st
     for word, phrase in _BOUNDS.items():
         if kind == word:
             limit = context[phrase[1]]
-            return f"should be {phrase[0]} {limit}, not {shown(value)}"
+            return f"should be {phrase[0]} {limit:g}, not {shown(value)}"
     expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.rpartition("_")[0])
     if expected is None:
         return message[:1].lower() + message[1:]

@@ -328,9 +328,10 @@ def _from_overrides(overrides: Sequence[str], below: Document, problems: list[Pr
         if message:
             problems.append(Problem(str(place), "", message))
             continue
-        branch = document.tree
+        branch, under = document.tree, cast(Any, below.tree)
         for i, part in enumerate(route[:-1], 1):
-            if route[:i] not in below.places:
+            under = under.get(part) if isinstance(under, dict) else None
+            if not isinstance(under, dict):
                 document.places[route[:i]] = place
             if not isinstance(branch.get(part), dict):
                 branch[part] = {}

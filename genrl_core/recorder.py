@@ -142,7 +142,7 @@ class Recorder:
         record |= {name: value for name, value in metrics.items() if name != "iteration"}
         lost = [n for n, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
         if lost:
-            record |= dict.fromkeys(lost) | {"non_finite": lost}
+            record["non_finite"] = lost
         self._run["iteration"] = record["iteration"]
         self._append(self._metrics, record, "metrics")
         self._display.iteration(record)

@@ -94,9 +94,11 @@ class Resolver:
         for route in self._uses:
             self._component(route)
         for name, schema in SECTIONS.items():
-            section = self.validate(schema, self._mapping(self.tree, name), (name,))
-            if section is not None:
-                self.sections[name] = section
+            fields = self._mapping(self.tree, name)
+            if isinstance(self.tree.get(name), dict | None):
+                section = self.validate(schema, fields, (name,))
+                if section is not None:
+                    self.sections[name] = section
         self._evaluation()
         requires = self._requirements()
         if not self.problems:

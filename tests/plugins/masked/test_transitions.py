@@ -245,3 +245,11 @@ def test_closed_forms_equal_sums_over_everything_drawn(logits):
         entropy -= math.exp(mine) * mine
     assert transitions.divergences(log_probs, other).sum().item() == pytest.approx(divergence)
     assert transitions.entropies(log_probs).sum().item() == pytest.approx(entropy)
+
+
+def test_a_code_at_the_threshold_is_not_below_it(logits):
+    """Strict: the least confident released code is not counted in the set that stayed below it."""
+    log_probs = logits.detach().log_softmax(-1).unsqueeze(0)
+    middle, least = log_probs.median(-1), log_probs.min(-1).values
+    found = transitions.log_mass_below(log_probs, middle.indices, middle.values)
+    torch.testing.assert_close(found, least)

@@ -1,0 +1,188 @@
+"""Impossible combinations are refused on configs alone, with the line, the reason and the way out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from genrl_core.errors import RecipeError
+from genrl_core.negotiate import find_problems, negotiate, resolve_views
+from genrl_core.plugins import Registry
+from genrl_core.recipe import Recipe, load_recipe
+
+POCKET = Path(__file__).parent / "pocket_plugin.py"
+
+BASE = """\
+policy: {use: coin}
+sampler: {use: toss}
+reward:
+  shine: {}
+objective:
+  clip: {epsilon: 0.2}
+prompts: {file: train.txt}
+train: {iterations: 3, num_prompts: 2, learning_rate: 1e-3}
+"""
+
+Load = Callable[..., Recipe]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    (tmp_path / "train.txt").write_text("heads\n")
+    (tmp_path / "base.yaml").write_text(BASE)
+    monkeypatch.chdir(tmp_path)
+    registry = Registry()
+    registry.add_file(POCKET)
+    return lambda *overrides: load_recipe("base.yaml", overrides, registry)
+
+
+def test_what_fits_is_let_through(load: Load) -> None:
+    recipe = load("objective.near={}", "filter.min_spread=0")
+    negotiate(recipe)
+    assert find_problems(recipe) == []
+
+
+def test_the_design_s_example_in_full(load: Load) -> None:
+    (problem,) = find_problems(load("sampler.use=drop"))
+    assert str(problem) == (
+        "base.yaml:6: objective.clip: clip needs step_logp, which drop does not provide: "
+        "a deterministic sampler has no step density. Choose toss, or view: bound"
+    )
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "noise": (
+        ["sampler.noise=0"],
+        "which toss does not provide: a toss without noise has no step density. "
+        "Choose toss with its default settings, or view: bound",
+    ),
+    "no other view": (
+        ["sampler.use=drop", "objective.clip.use=plain"],
+        "clip needs step_logp, which drop does not provide: a deterministic sampler has no step "
+        "density. Choose toss",
+    ),
+    "paradigm": (
+        ["sampler.use=ripple"],
+        "base.yaml:2: sampler: ripple draws from wave policies, but coin is coin. "
+        "Choose drop or toss",
+    ),
+    "bound": (
+        ["policy.use=token", "objective.fit={}"],
+        "fit needs bound, which token does not provide: it would mean that a bound on the "
+        "log-likelihood of a finished sample can be evaluated. Choose coin",
+    ),
+    "view": (
+        ["policy.use=token", "objective.clip.view=bound"],
+        "clip needs bound, which token does not provide: it would mean that a bound on the "
+        "log-likelihood of a finished sample can be evaluated. Choose coin, or view: steps",
+    ),
+    "neighbour": (
+        ["sampler.use=drop", "objective.clip={use: plain}", "objective.near={}"],
+        "near needs step_logp, which drop does not provide",
+    ),
+    "data": (
+        ["sampler.use=mint"],
+        "clip reads the steps of a rollout, but mint returns data and takes no steps. "
+        "Choose a sampler that draws, or view: bound",
+    ),
+    "medium": (
+        ["reward.essay={}"],
+        "reward.essay: essay judges text, but coin makes image. Choose shine",
+    ),
+    "metric's medium": (
+        ["evaluate.metrics.essay={}", "prompts.evaluate=train.txt"],
+        "evaluate.metrics.essay: essay judges text, but coin makes image",
+    ),
+    "judge": (
+        ["reward.jury={}"],
+        "reward.jury: jury is for evaluation only; name it under evaluate.metrics",
+    ),
+    "no reward": (["reward=null"], "reward: there is no reward, but objective clip learns from"),
+    "no objective": (["objective=null"], "there is no objective; add one of: clip, fit, near, oth"),
+    "no view": (
+        ["objective.clip=null", "objective.near={}"],
+        "`near` take the view of another objective, and there is none; add one",
+    ),
+    "no policy": (["policy=null"], "policy: there is no policy; add `policy: {use: NAME}`"),
+    "no sampler": (["sampler=null"], "sampler: there is no sampler; add `sampler: {use: NAME}`"),
+    "G = 1, mean": (
+        ["train.num_generations=1", "advantage.scale=none"],
+        "train.num_generations: advantage.baseline: group_mean compares the samples of a prompt, "
+        "and num_generations is 1. Take at least 2, or advantage.baseline: batch_mean",
+    ),
+    "G = 1, others": (
+        ["train.num_generations=1", "advantage={baseline: leave_one_out, scale: none}"],
+        "advantage.baseline: leave_one_out compares the samples of a prompt",
+    ),
+    "G = 1, deviation": (
+        ["train.num_generations=1", "advantage.baseline=none"],
+        "or advantage.scale: batch_std",
+    ),
+    "G = 1, filter": (
+        ["train.num_generations=1", "advantage={baseline: none, scale: none}",
+         "filter.min_spread=0"],
+        "the spread of a group of one sample is always 0, and the filter rejects it",
+    ),
+    "nothing to resample": (
+        ["filter.then=resample"],
+        "nothing is rejected without filter.min_spread or filter.spread_percentile",
+    ),
+    "minibatches": (
+        ["train.num_minibatches=3"],
+        "groups stay whole, so 2 prompts cannot be split into 3 minibatches; take at most 2",
+    ),
+    "no prompts": (["prompts=null"], "prompts.file: is missing; name a file of prompts"),
+    "no such prompts": (["prompts.file=none.txt"], "prompts.file: there is no file "),
+    "no held-out prompts": (["evaluate.metrics.jury={}"], "prompts.evaluate: is missing"),
+    "headline": (
+        ["evaluate={metrics: {jury: {}}, headline: best}", "prompts.evaluate=train.txt"],
+        "no such metric `best`; they are jury, reward",
+    ),
+    "weights": (
+        ["policy.weights=recipe:nowhere"],
+        "policy.weights: recipe:nowhere: unknown recipe `nowhere`",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_work_is_refused_with_the_way_out(load: Load, case: str) -> None:
+    overrides, message = REFUSED[case]
+    recipe = load(*overrides)
+    found = [str(problem) for problem in find_problems(recipe)]
+    assert any(message in line for line in found), found
+    with pytest.raises(RecipeError):
+        negotiate(recipe)
+    if case not in ("neighbour", "no view", "no reward", "bound"):
+        assert len(found) == 1, found
+
+
+def test_all_reasons_come_at_once(load: Load) -> None:
+    recipe = load("sampler.use=drop", "reward.jury={}", "train.num_minibatches=9", "prompts=null")
+    with pytest.raises(RecipeError) as error:
+        negotiate(recipe)
+    assert len(str(error.value).splitlines()) == 4
+
+
+def test_what_is_injected_is_not_judged(load: Load) -> None:
+    bare = load("policy=null", "sampler=null", "reward=null")
+    negotiate(bare, policy_injected=True, sampler_injected=True, rewards_injected=True)
+    assert len(find_problems(bare)) == 3
+    assert len(find_problems(bare, policy_injected=True, sampler_injected=True)) == 1
+    drop = load("sampler.use=drop")
+    negotiate(drop, sampler_injected=True)
+    assert find_problems(drop, policy_injected=True), "the sampler's own lack is still known"
+
+
+def test_a_supervised_recipe_needs_no_reward(load: Load) -> None:
+    negotiate(load("sampler.use=mint", "objective={fit: {}, clip: null}", "reward=null"))
+
+
+def test_views_are_resolved_from_the_neighbours(load: Load) -> None:
+    assert resolve_views(load("objective.near={}")) == {"clip": "steps", "near": "steps"}
+    bound = load("objective.clip.view=bound", "objective.near={}")
+    assert resolve_views(bound) == {"clip": "bound", "near": "bound"}
+    mixed = load("objective={fit: {}, near: {}, clip: null, plain: {}}")
+    assert resolve_views(mixed) == {"fit": "bound", "near": "steps", "plain": "steps"}
+    with pytest.raises(RecipeError, match="take the view of another objective"):
+        resolve_views(load("objective={clip: null, near: {}}"))

@@ -1,0 +1,205 @@
+"""The registry: isolation of broken plugins, clashes, owners, recipe folders."""
+
+import importlib.metadata
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genrl_core import hookimpl
+from genrl_core.errors import PluginError
+from genrl_core.plugins import Registry, builtin_recipes
+
+POCKET = Path(__file__).parent / "pocket_plugin.py"
+
+
+def distribution(folder: Path, entry: str, source: str, name: str = "acme") -> None:
+    """An installed package: a module and the metadata that pip would write."""
+    (folder / f"{entry}.py").write_text(source)
+    info = folder / f"{name}-2.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.5\n")
+    (info / "entry_points.txt").write_text(f"[genrl_core]\n{name} = {entry}\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+REWARD = """
+from genrl_core import RewardConfig, hookimpl
+
+class Gloss(RewardConfig):
+    'How glossy.'
+    def build(self): raise NotImplementedError
+
+@hookimpl
+def register_rewards(register):
+    register({name!r}, Gloss)
+"""
+
+
+def test_an_installed_plugin_is_found_with_its_owner(site: Path) -> None:
+    distribution(site, "acme_good", REWARD.format(name="gloss"))
+    registry = Registry.discover()
+    assert registry.rewards["gloss"].summary() == "How glossy."
+    owner = registry.owner("reward", "gloss")
+    assert (owner.name, owner.distribution, owner.version) == ("acme", "acme", "2.5")
+    assert owner.path == str(site / "acme_good.py")
+    assert owner.registered == ("reward gloss",)
+    assert registry.name_of(registry.rewards["gloss"]) == "gloss"
+    assert registry.name_of(registry.rewards["gloss"]()) == "gloss"
+
+
+BROKEN = {
+    "import error": ("import no_such_module_anywhere", "ModuleNotFoundError"),
+    "syntax error": ("def f(:\n", "SyntaxError"),
+    "exit": ("raise SystemExit(3)", "SystemExit"),
+    "raising hook": (
+        REWARD.format(name="first") + "    raise ValueError('boom')\n",
+        "ValueError: boom",
+    ),
+    "misspelt hook": (
+        "from genrl_core import hookimpl\n@hookimpl\ndef register_rewrds(register): pass\n",
+        "register_rewrds",
+    ),
+    "wrong argument": (
+        "from genrl_core import hookimpl\n@hookimpl\ndef register_rewards(registry): pass\n",
+        "registry",
+    ),
+    "no config": (
+        "from genrl_core import hookimpl\n@hookimpl\ndef register_rewards(register):\n"
+        "    register('x', dict)\n",
+        "no subclass of RewardConfig",
+    ),
+    "no build": (REWARD.format(name="x").replace("    def build", "    def bild"), "no build()"),
+    "bad name": (REWARD.format(name="a.b"), "lower-case"),
+    "own verb": (
+        "from genrl_core import hookimpl\n@hookimpl\ndef register_commands(register):\n"
+        "    register(print, name='run')\n",
+        "GenRL's own",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_plugin_disturbs_nobody_and_is_named(site: Path, kind: str) -> None:
+    source, reason = BROKEN[kind]
+    module = f"acme_{kind.replace(' ', '_')}"
+    distribution(site, module, source)
+    registry = Registry.discover()
+    (broken,) = registry.broken
+    assert broken.name == "acme"
+    assert reason in broken.reason
+    assert broken.path == str(site / f"{module}.py")
+    assert "first" not in registry.rewards, "a plugin is taken over as a whole or not at all"
+    with pytest.raises(PluginError, match=r"unknown reward `glos`.*acme \(acme 2\.5\): "):
+        registry.get("reward", "glos")
+
+
+def test_a_broken_plugin_is_named_with_its_line(site: Path) -> None:
+    distribution(site, "acme_line", "\n\nimport no_such_module_anywhere\n")
+    assert Registry.discover().broken[0].reason.endswith(f"({site / 'acme_line.py'}:3)")
+
+
+def test_strict_mode_raises_the_error_itself(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distribution(site, "acme_strict", "raise KeyError('inner')")
+    monkeypatch.setenv("GENRL_STRICT", "1")
+    with pytest.raises(KeyError, match="inner"):
+        Registry.discover()
+
+
+def test_an_entry_module_that_imports_torch_is_isolated(tmp_path: Path) -> None:
+    fake = tmp_path / "torch"
+    fake.mkdir()
+    (fake / "__init__.py").write_text("")
+    distribution(tmp_path, "acme_heavy", "import torch\n" + REWARD.format(name="gloss"))
+    code = (
+        "from genrl_core.plugins import Registry\n"
+        "(plugin,) = Registry.discover().broken\n"
+        "assert plugin.name == 'acme' and 'imports torch' in plugin.reason, plugin\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(tmp_path)})
+
+
+def module(name: str, **hooks: Any) -> types.ModuleType:
+    made = types.ModuleType(name)
+    for hook, function in hooks.items():
+        setattr(made, hook, hookimpl(function))
+    return made
+
+
+def test_two_components_with_one_name_name_both_owners_when_used() -> None:
+    registry = Registry()
+    registry.add_file(POCKET)
+    shine = registry.rewards["shine"]
+    registry.add_module(module("rival", register_rewards=lambda register: register("shine", shine)))
+    assert "shine" not in registry.rewards
+    assert "jury" in registry.rewards
+    with pytest.raises(PluginError, match=r"reward `shine`.*pocket_plugin.* and rival"):
+        registry.get("reward", "shine")
+    assert len(registry.clashes) == 1
+
+
+def test_missing_names_say_what_was_probably_meant() -> None:
+    registry = Registry()
+    registry.add_file(POCKET)
+    with pytest.raises(PluginError, match=r"unknown sampler `tos`; did you mean `toss`\? Regis"):
+        registry.get("sampler", "tos")
+    with pytest.raises(PluginError, match="`shine` is a registered reward"):
+        registry.get("objective", "shine")
+
+
+def test_registries_know_nothing_of_each_other_and_load_a_module_once() -> None:
+    first, second = Registry(), Registry()
+    first.add_file(POCKET)
+    assert not second.rewards
+    plugin = module("once", register_rewards=lambda register: register("shiny", first.rewards["shine"]))
+    second.add_module(plugin)
+    second.add_module(plugin)
+    assert list(second.rewards) == ["shiny"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "does not exist"), ("import no_such_module", "is broken: ModuleNotFoundError")],
+)
+def test_a_given_file_that_fails_is_an_error_at_once(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    path = tmp_path / "mine.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(PluginError, match=message):
+        Registry.discover([path])
+
+
+def test_recipe_folders_and_their_clashes(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder / "x").mkdir(parents=True)
+        (tmp_path / folder / "x" / "one.yaml").write_text("# a recipe\n")
+    registry = Registry()
+    registry.add_module(module("left", register_recipes=lambda register: register(tmp_path / "a")))
+    assert registry.find_recipe("x/one") == tmp_path / "a" / "x" / "one.yaml"
+    with pytest.raises(PluginError, match=r"unknown recipe `x/on`; did you mean `x/one`\?"):
+        registry.find_recipe("x/on")
+    registry.add_module(module("right", register_recipes=lambda register: register(tmp_path / "b")))
+    with pytest.raises(PluginError, match=r"recipe `x/one` is registered more than once.*left.*right"):
+        registry.find_recipe("x/one")
+
+
+def test_the_checkout_is_preferred_over_the_packaged_recipes() -> None:
+    assert builtin_recipes() == Path(__file__).parents[2] / "recipes"
+
+
+def test_the_built_in_plugins_load_and_clash_with_nobody() -> None:
+    registry = Registry.discover()
+    assert registry.broken == []
+    assert registry.clashes == []
+    own = {p.name for p in importlib.metadata.entry_points(group="genrl_core")}
+    assert own <= {plugin.name for plugin in registry.plugins}

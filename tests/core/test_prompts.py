@@ -1,0 +1,95 @@
+"""Prompt files: what is read, and what every kind of broken file says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from genrl_core.errors import RecipeError
+from genrl_core.prompts import load_prompts, read_prompts
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_text_file_skips_blank_lines_bom_and_crlf(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", b"\xef\xbb\xbfa cat\r\n\r\n a dog, brown \r\n")
+    assert [p["text"] for p in read_prompts(path)] == ["a cat", "a dog, brown"]
+
+
+def test_default_ids_depend_on_the_text_alone_and_stay_unique(tmp_path: Path) -> None:
+    first = read_prompts(write(tmp_path, "a.txt", "a cat\na dog\na cat\n"))
+    second = read_prompts(write(tmp_path, "b.txt", "a dog\na cat\n"))
+    assert first[0]["id"] == second[1]["id"]
+    assert first[1]["id"] == second[0]["id"]
+    assert first[2]["id"] == f"{first[0]['id']}-2"
+
+
+def test_json_lines_and_csv_keep_further_columns(tmp_path: Path) -> None:
+    jsonl = '{"id": 7, "text": "a cat", "negative": "a dog", "count": 3}\n{"text": "x"}\n'
+    first, second = read_prompts(write(tmp_path, "a.jsonl", jsonl))
+    assert first == {"id": "7", "text": "a cat", "negative": "a dog", "columns": {"count": 3}}
+    assert second["negative"] == ""
+    table = 'text,id,count\n"a cat, ""red""",k,3\nx,,\n'
+    first, second = read_prompts(write(tmp_path, "a.csv", table))
+    assert first == {"id": "k", "text": 'a cat, "red"', "negative": "", "columns": {"count": "3"}}
+    assert second["columns"] == {}
+    record = load_prompts(tmp_path / "a.csv")[0]
+    assert (record.id, record.text, record.columns) == ("k", 'a cat, "red"', {"count": "3"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "\n \n", "a.txt: the prompt file holds no prompt"),
+        ("a.csv", "", "holds no prompt"),
+        ("a.txt", b"ok\nb\xff\n", "a.txt:2: not UTF-8"),
+        ("a.txt", b"ok\n\x00\n", "a.txt:2: holds a NUL"),
+        ("a.jsonl", '{"text": "a"}\n{"text": }\n', "a.jsonl:2: not valid JSON"),
+        ("a.jsonl", '{"text": "a", "text": "b"}', "a.jsonl:1: not valid JSON: a key stands twice"),
+        ("a.jsonl", '{"text": "a", "x": NaN}', "a.jsonl:1: not valid JSON: NaN"),
+        ("a.jsonl", '"a"', "a.jsonl:1: should be an object"),
+        ("a.jsonl", '{"id": "1"}', "a.jsonl:1: text: is missing"),
+        ("a.jsonl", '{"text": 3}', "a.jsonl:1: text: should be text"),
+        ("a.jsonl", '{"text": "a", "id": true}', "a.jsonl:1: id: should be text"),
+        ("a.jsonl", '{"text": "a", "negative": 1}', "a.jsonl:1: negative: should be text"),
+        ("a.jsonl", '{"text":"a","id":"1"}\n{"text":"b","id":"1"}', "a.jsonl:2: the id '1' stands"),
+        ("a.csv", "prompt\na\n", "a.csv:1: no column `text`"),
+        ("a.csv", "text,x\na,1,2\n", "a.csv:2: should have the header's 2 columns"),
+        ("a.csv", "text,x\na\n", "a.csv:2: should have the header's 2 columns"),
+        ("a.csv", 'text\n"a\n', "not valid CSV"),
+        ("a.md", "a", "end in .txt, .jsonl or .csv"),
+    ],
+)
+def test_broken_files_are_named_with_their_line(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=".") as error:
+        read_prompts(write(tmp_path, name, content))
+    assert message in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"none\.txt: the prompt file cannot be read: No such"):
+        read_prompts(tmp_path / "none.txt")
+
+
+def test_all_problems_come_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", '{"text": 1}\nx\n{"text": "a"}\n[]\n')
+    with pytest.raises(RecipeError) as error:
+        read_prompts(path)
+    places = {line.split(": ")[0].rpartition(":")[2] for line in str(error.value).splitlines()}
+    assert places == {"1", "2", "4"}
+
+
+def test_reading_prompts_imports_no_torch(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", "a cat\n")
+    code = (
+        "import sys; from genrl_core.prompts import read_prompts;"
+        f"read_prompts({str(path)!r}); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
