@@ -98,7 +98,7 @@ def show(
             display.say(display.annotated(recipe))
         return
     if overrides:
-        raise RecipeError(f"`{name}` is a {kinds[0]}: overrides go with recipes")
+        raise RecipeError(f"`{name}` is a component ({kinds[0]}): overrides go with recipes")
     if json:
         rows = [display.component_row(registry, kind, name) for kind in kinds]
         fields = [display.fields_of(registry.get(kind, name)) for kind in kinds]
@@ -192,6 +192,14 @@ def _examine(
     return recipe, problems
 
 
+def _checked(source: str, overrides: Sequence[str], registry: Registry) -> Recipe:
+    """A recipe in which nothing is wrong, or an error that lists everything."""
+    recipe, problems = _examine(source, overrides, registry)
+    if recipe is None or problems:
+        raise ProblemsError(problems)
+    return recipe
+
+
 def _problems(error: GenRLError) -> list[Problem]:
     if isinstance(error, ProblemsError):
         return list(error.problems)
@@ -236,10 +244,7 @@ def run(
         if resume is None:
             raise RecipeError("which recipe? `genrl ls recipes` lists them")
         recipe = str(resume)
-    loaded = load_recipe(recipe, given, registry)
-    problems = find_problems(loaded)
-    if problems:
-        raise ProblemsError(problems)
+    loaded = _checked(recipe, given, registry)
     if processes > 1:
         arguments = ["run", recipe, *given, "--runs", str(runs)]
         arguments += ["--resume", str(resume)] if resume else []
@@ -266,9 +271,7 @@ def sample(
     seed: Annotated[int | None, typer.Option(min=0, help="Silent: the recipe's seed.")] = None,
 ) -> None:
     """Draw samples from a trained run, or from the policy of a recipe."""
-    loaded = load_recipe(source, overrides or (), context.obj)
-    if problems := find_problems(loaded):
-        raise ProblemsError(problems)
+    _checked(source, overrides or (), context.obj)
     from genrl_core import runner
 
     written = runner.sample(

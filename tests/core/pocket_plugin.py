@@ -1,4 +1,4 @@
-"""A plugin in one file that imports no torch: the components of the recipe, CLI and registry tests."""
+"""A plugin in one file that imports no torch: components for the recipe and CLI tests."""
 
 from typing import Any, ClassVar, Literal
 

@@ -22,6 +22,9 @@ PARADIGM_WORDS = {
 ALLOWED = {"masked_fill", "masked_fill_", "masked_select"}
 """torch's own names."""
 
+PROSE = "re-noised or re-masked"
+"""How the capability `matching` is explained to every paradigm."""
+
 PUBLIC = {"genrl_core", "genrl_core.functional", "genrl_core.testing"}
 NAMES = {*genrl_core.__all__, "functional", "testing"}
 
@@ -33,6 +36,7 @@ def test_import_contracts_hold() -> None:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert "5 kept, 0 broken" in done.stdout
 
 
 def words_of(path: Path) -> Iterator[tuple[int, str]]:
@@ -59,7 +63,7 @@ def paradigm_words(path: Path) -> list[str]:
     return [
         f"{path.name}:{line}: {word}"
         for line, text in words_of(path)
-        for word in re.findall(r"[A-Za-z_]+", text)
+        for word in re.findall(r"[A-Za-z_]+", text.replace(PROSE, ""))
         if word not in ALLOWED
         and PARADIGM_WORDS & {w.lower() for w in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", word)}
     ]
@@ -72,7 +76,9 @@ def test_the_core_knows_no_paradigm(path: Path) -> None:
 
 def test_the_word_test_can_fail(tmp_path: Path) -> None:
     path = tmp_path / "x.py"
-    path.write_text('"""masked is fine here"""\nimport a.diffusion\nx.logits = maskedThing("latent")\n')
+    path.write_text(
+        '"""masked is fine here"""\nimport a.diffusion\nx.logits = maskedThing("latent")\n'
+    )
     assert len(paradigm_words(path)) == 4
     path.write_text("# velocity in a comment\nx.masked_fill(mask, 0)\nunmasker = 1\n")
     assert paradigm_words(path) == []

@@ -1,4 +1,4 @@
-"""Impossible combinations are refused on configs alone, with the line, the reason and the way out."""
+"""Impossible combinations are refused on configs alone, with the reason and the way out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,28 +53,28 @@ def test_the_design_s_example_in_full(load: Load) -> None:
 REFUSED: dict[str, tuple[list[str], str]] = {
     "noise": (
         ["sampler.noise=0"],
-        "which toss does not provide: a toss without noise has no step density. "
-        "Choose toss with its default settings, or view: bound",
+        ("which toss does not provide: a toss without noise has no step density. "
+        "Choose toss with its default settings, or view: bound"),
     ),
     "no other view": (
         ["sampler.use=drop", "objective.clip.use=plain"],
-        "clip needs step_logp, which drop does not provide: a deterministic sampler has no step "
-        "density. Choose toss",
+        ("clip needs step_logp, which drop does not provide: a deterministic sampler has no step "
+        "density. Choose toss"),
     ),
     "paradigm": (
         ["sampler.use=ripple"],
-        "base.yaml:2: sampler: ripple draws from wave policies, but coin is coin. "
-        "Choose drop or toss",
+        ("base.yaml:2: sampler: ripple draws from wave policies, but coin is coin. "
+        "Choose drop or toss"),
     ),
     "bound": (
         ["policy.use=token", "objective.fit={}"],
-        "fit needs bound, which token does not provide: it would mean that a bound on the "
-        "log-likelihood of a finished sample can be evaluated. Choose coin",
+        ("fit needs bound, which token does not provide: it would mean that a bound on the "
+        "log-likelihood of a finished sample can be evaluated. Choose coin"),
     ),
     "view": (
         ["policy.use=token", "objective.clip.view=bound"],
-        "clip needs bound, which token does not provide: it would mean that a bound on the "
-        "log-likelihood of a finished sample can be evaluated. Choose coin, or view: steps",
+        ("clip needs bound, which token does not provide: it would mean that a bound on the "
+        "log-likelihood of a finished sample can be evaluated. Choose coin, or view: steps"),
     ),
     "neighbour": (
         ["sampler.use=drop", "objective.clip={use: plain}", "objective.near={}"],
@@ -82,8 +82,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "data": (
         ["sampler.use=mint"],
-        "clip reads the steps of a rollout, but mint returns data and takes no steps. "
-        "Choose a sampler that draws, or view: bound",
+        ("clip reads the steps of a rollout, but mint returns data and takes no steps. "
+        "Choose a sampler that draws, or view: bound"),
     ),
     "medium": (
         ["reward.essay={}"],
@@ -107,8 +107,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no sampler": (["sampler=null"], "sampler: there is no sampler; add `sampler: {use: NAME}`"),
     "G = 1, mean": (
         ["train.num_generations=1", "advantage.scale=none"],
-        "train.num_generations: advantage.baseline: group_mean compares the samples of a prompt, "
-        "and num_generations is 1. Take at least 2, or advantage.baseline: batch_mean",
+        ("train.num_generations: advantage.baseline: group_mean compares the samples of a prompt, "
+        "and num_generations is 1. Take at least 2, or advantage.baseline: batch_mean"),
     ),
     "G = 1, others": (
         ["train.num_generations=1", "advantage={baseline: leave_one_out, scale: none}"],

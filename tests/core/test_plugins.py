@@ -73,15 +73,19 @@ BROKEN = {
         "registry",
     ),
     "no config": (
-        "from genrl_core import hookimpl\n@hookimpl\ndef register_rewards(register):\n"
-        "    register('x', dict)\n",
+        (
+            "from genrl_core import hookimpl\n@hookimpl\ndef register_rewards(register):\n"
+            "    register('x', dict)\n"
+        ),
         "no subclass of RewardConfig",
     ),
     "no build": (REWARD.format(name="x").replace("    def build", "    def bild"), "no build()"),
     "bad name": (REWARD.format(name="a.b"), "lower-case"),
     "own verb": (
-        "from genrl_core import hookimpl\n@hookimpl\ndef register_commands(register):\n"
-        "    register(print, name='run')\n",
+        (
+            "from genrl_core import hookimpl\n@hookimpl\ndef register_commands(register):\n"
+            "    register(print, name='run')\n"
+        ),
         "GenRL's own",
     ),
 }
@@ -159,7 +163,9 @@ def test_registries_know_nothing_of_each_other_and_load_a_module_once() -> None:
     first, second = Registry(), Registry()
     first.add_file(POCKET)
     assert not second.rewards
-    plugin = module("once", register_rewards=lambda register: register("shiny", first.rewards["shine"]))
+    plugin = module(
+        "once", register_rewards=lambda register: register("shiny", first.rewards["shine"])
+    )
     second.add_module(plugin)
     second.add_module(plugin)
     assert list(second.rewards) == ["shiny"]
@@ -189,7 +195,9 @@ def test_recipe_folders_and_their_clashes(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"unknown recipe `x/on`; did you mean `x/one`\?"):
         registry.find_recipe("x/on")
     registry.add_module(module("right", register_recipes=lambda register: register(tmp_path / "b")))
-    with pytest.raises(PluginError, match=r"recipe `x/one` is registered more than once.*left.*right"):
+    with pytest.raises(
+        PluginError, match=r"recipe `x/one` is registered more than once.*left.*right"
+    ):
         registry.find_recipe("x/one")
 
 

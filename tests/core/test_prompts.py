@@ -1,5 +1,6 @@
 """Prompt files: what is read, and what every kind of broken file says."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,9 +69,8 @@ def test_json_lines_and_csv_keep_further_columns(tmp_path: Path) -> None:
 def test_broken_files_are_named_with_their_line(
     tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
-    with pytest.raises(RecipeError, match=".") as error:
+    with pytest.raises(RecipeError, match=re.escape(message)):
         read_prompts(write(tmp_path, name, content))
-    assert message in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,343 @@
+"""The command line: what it prints, what it costs, and what it says about mistakes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from genrl_core import __version__
+from genrl_core.cli import main
+
+POCKET = Path(__file__).parent / "pocket_plugin.py"
+
+BASE = """\
+# A coin that is tossed.
+policy: {use: coin}
+sampler: {use: toss}
+reward:
+  shine: {}
+objective:
+  clip: {epsilon: 0.2}
+prompts: {file: train.txt}
+train: {iterations: 3, num_prompts: 2, learning_rate: 1e-3}
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "train.txt").write_text("heads\n")
+    (tmp_path / "base.yaml").write_text(BASE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def genrl(*arguments: str, pocket: bool = True) -> int:
+    return main([*arguments, *(["--plugin", str(POCKET)] if pocket else [])])
+
+
+# Mistakes: one clear message, exit code 2, no traceback
+
+MISTAKES: dict[str, tuple[str | bytes, list[str], str]] = {
+    "unknown key": ("train: {iteratons: 3}", [], "mine.yaml:2: train.iteratons: unknown key; did"),
+    "wrong type": ("train: {iterations: x}", [], "mine.yaml:2: train.iterations: should be a whol"),
+    "true for a number": ("train: {iterations: true}", [], "should be a whole number, not true"),
+    "NaN": ("train: {learning_rate: .nan}", [], "should be a finite number, not nan"),
+    "duplicate key": ("run: {seed: 1, seed: 2}", [], "mine.yaml:2: run.seed: duplicate key"),
+    "unknown component": ("reward: {shin: {}}", [], "unknown reward `shin`; did you mean `shine`"),
+    "impossible": ("sampler: {use: drop}", [], "clip needs step_logp, which drop does not provide"),
+    "unknown override": ("", ["trin.iterations=3"], "override `trin.iterations=3`: trin: unknown"),
+    "tags": ("train: !!python/object:os.system {}", [], "mine.yaml:2: tags such as `!!python/obje"),
+    "path trick": ("run: {name: ../../etc}", [], "mine.yaml:2: run.name: should be up to 128 let"),
+    "path trick by override": ("", ["run.name=/etc/x"], "override `run.name=/etc/x`: run.name: sh"),
+    "empty prompts": ("prompts: {file: empty.txt}", [], "empty.txt: the prompt file holds no prom"),
+    "binary prompts": ("prompts: {file: binary.txt}", [], "binary.txt:1: not UTF-8"),
+    "missing plugin file": ("", ["--plugin", "none.py"], "plugin file none.py does not exist"),
+    "no plugin file": ("", ["--plugin"], "--plugin needs a file"),
+    "requires": ("requires: [genrl-core>=99]", [], "needs genrl-core>=99, but genrl-core"),
+}  # fmt: skip
+
+WHOLE: dict[str, tuple[bytes, str]] = {
+    "missing parent": (b"extends: digits/nowhere", "mine.yaml:1: extends: unknown recipe"),
+    "circular": (b"extends: mine.yaml", "mine.yaml:1: extends: leads back to itself"),
+    "empty": (b"", "mine.yaml: is empty"),
+    "binary": (b"\x00\x01\xff", "mine.yaml: is not a text file"),
+    "list": (b"- a", "mine.yaml: should be a mapping of sections"),
+}
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    assert "pydantic" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_mistakes(kind: str, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text, arguments, message = MISTAKES[kind]
+    Path("mine.yaml").write_text(f"extends: base.yaml\n{text}\n")
+    Path("empty.txt").write_text("\n")
+    Path("binary.txt").write_bytes(b"\xff")
+    assert main([verb, "mine.yaml", "--plugin", str(POCKET), *arguments]) == 2
+    err = said(capsys)
+    assert message in err
+    assert len(err.splitlines()) == 1, err
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("verb", ["check", "run", "show", "cp"])
+def test_files_that_are_no_recipe(kind: str, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content, message = WHOLE[kind]
+    Path("mine.yaml").write_bytes(content)
+    if verb == "cp" and kind in ("missing parent", "circular"):
+        assert genrl("cp", "mine.yaml", "copy.yaml") == 0, "copying reads one file alone"
+        return
+    assert genrl(verb, "mine.yaml", *(["copy.yaml"] if verb == "cp" else [])) == 2
+    assert said(capsys).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "digits/mask_grp"], "unknown recipe `digits/mask_grp`; did you mean `digits/m"),
+        (["check", "nowhere.yaml"], "recipe file nowhere.yaml does not exist"),
+        (["check", "train.iterations=3"], "which recipe?"),
+        (["show", "grp"], "there is no recipe and no component `grp`; did you mean `grpo`?"),
+        (["show", "grpo", "a.b=1"], "`grpo` is a component (objective)"),
+        (["run"], "which recipe?"),
+        (["run", "--resume", "nowhere"], "--resume nowhere: there is no such run folder"),
+        (["run", "base.yaml", "--stop-after", "0"], "--stop-after"),
+        (["run", "base.yaml", "--stop-after", "x"], "--stop-after"),
+        (["run", "base.yaml", "--processes", "0"], "--processes"),
+        (["run", "base.yaml", "--no-such"], "No such option"),
+        (["runn"], "No such command"),
+        (["ls", "polices"], "polices"),
+        (["cp", "base.yaml", "train.txt"], "train.txt exists already; choose another name"),
+        (["cp", "base.yaml", "no/such/folder.yaml"], "cannot be written"),
+        (["sample", "base.yaml"], "Missing option"),
+        (["sample", "nowhere.yaml", "--prompt", "x", "--out", "x.png"], "does not exist"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert genrl(*arguments) == 2
+    assert message in said(capsys)
+
+
+def test_an_existing_run_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert genrl("run", "digits/masked_base", "run.name=a", "train.iterations=0") == 0
+    capsys.readouterr()
+    assert genrl("run", "digits/masked_base", "run.name=a", "train.iterations=0") == 2
+    err = said(capsys)
+    assert "runs/a" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_several_processes_hand_their_exit_code_back(capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", "digits/masked_base", "run.name=a", "train.iterations=2", "run.device=cpu"]
+    arguments += ["evaluate.num_generations=1", "--processes", "2"]
+    assert main([*arguments, "--stop-after", "1"]) == 75
+    assert "Traceback" not in capfd.readouterr().err
+    assert main(arguments) == 2, "the folder exists"
+    assert "runs/a" in capfd.readouterr().err
+
+
+def test_control_characters_never_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text('extends: base.yaml\nreward: {"\\e[31mred\\u202e": {}}\n')
+    assert genrl("check", "mine.yaml") == 2
+    err = said(capsys)
+    assert "?[31mred" in err
+    assert "\x1b" not in err
+    assert "\u202e" not in err
+
+
+# Verbs
+
+
+def test_ls_lists_every_shelf(capsys: pytest.CaptureFixture[str]) -> None:
+    assert genrl("ls") == 0
+    out = capsys.readouterr().out
+    for word in ("policies", "samplers", "rewards", "objectives", "recipes", "digits/mask_grpo"):
+        assert re.search(rf"^ *{word}\b", out, re.MULTILINE), word
+    assert re.search(r"^  toss +coin +step_logp +Toss the coin step by step\.", out, re.MULTILINE)
+    assert genrl("ls", "--json") == 0
+    shelves = json.loads(capsys.readouterr().out)
+    toss = next(row for row in shelves["samplers"] if row["name"] == "toss")
+    assert (toss["paradigm"], toss["provides"]) == ("coin", ["step_logp"])
+    clip = next(row for row in shelves["objectives"] if row["name"] == "clip")
+    assert (clip["view"], clip["needs"]) == ("steps", ["step_logp"])
+    assert genrl("ls", "rewards", "--json") == 0
+    assert {"shine", "essay", "jury"} <= {
+        row["name"] for row in json.loads(capsys.readouterr().out)
+    }
+
+
+def test_show_says_where_each_value_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text("extends: base.yaml\ntrain: {iterations: 9}\n")
+    assert genrl("show", "mine.yaml", "run.seed=5") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^  iterations: 9 +# mine\.yaml:2$", out, re.MULTILINE)
+    assert re.search(r"^  num_prompts: 2 +# base\.yaml:9$", out, re.MULTILINE)
+    assert re.search(r"^  seed: 5 +# override `run\.seed=5`$", out, re.MULTILINE)
+    assert re.search(r"^  num_generations: 8 +# default$", out, re.MULTILINE)
+    assert re.search(r"^    use: shine +# the label, base\.yaml:5$", out, re.MULTILINE)
+    Path("shown.yaml").write_text(out)
+    assert genrl("check", "shown.yaml") == 0, "what show prints is a recipe"
+    assert genrl("show", "mine.yaml", "--json") == 0
+    assert json.loads(capsys.readouterr().out.partition("\n")[2])["resolved"]["run"]["seed"] == 0
+
+
+def test_show_a_component(capsys: pytest.CaptureFixture[str]) -> None:
+    assert genrl("show", "toss") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("sampler toss: Toss the coin step by step.\n")
+    assert "  provides: step_logp\n" in out
+    assert re.search(r"num_inference_steps +whole number >= 1 +4 +network calls per sample", out)
+    assert re.search(r"schedule +cosine \| linear +\"cosine\"", out)
+    assert genrl("show", "coin") == 0
+    assert "paper: arXiv 0000.00000" in capsys.readouterr().out
+    assert genrl("show", "clip", "--json") == 0
+    (clip,) = json.loads(capsys.readouterr().out)
+    epsilon = next(field for field in clip["fields"] if field["name"] == "epsilon")
+    assert epsilon["required"]
+    assert epsilon["type"] == "number > 0"
+
+
+def test_cp_copies_the_text_and_keeps_its_paths(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("elsewhere").mkdir()
+    Path("mine.yaml").write_text("extends: base.yaml  # parent\nprompts: {evaluate: train.txt}\n")
+    assert genrl("cp", "mine.yaml", "elsewhere/copy.yaml") == 0
+    assert Path("elsewhere/copy.yaml").read_text() == (
+        f"extends: {folder}/base.yaml  # parent\nprompts: {{evaluate: {folder}/train.txt}}\n"
+    )
+    assert genrl("check", "elsewhere/copy.yaml") == 0
+    assert genrl("cp", "digits/mask_grpo", "digits.yaml") == 0
+    assert "extends: digits/masked" in Path("digits.yaml").read_text()
+    assert genrl("check", "digits.yaml") == 0
+    assert "ok  digits: digits_masked, confidence" in capsys.readouterr().out
+
+
+def test_check_several_recipes_with_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.yaml").write_text("extends: base.yaml\ntrain: {x: 1, y: 2}\n")
+    assert genrl("check", "base.yaml", "bad.yaml", "run.seed=3") == 2
+    captured = capsys.readouterr()
+    assert captured.out == "ok  base: coin, toss, shine, clip [steps]\n"
+    assert len(captured.err.splitlines()) == 2
+    assert genrl("check", "base.yaml", "bad.yaml", "--json") == 2
+    good, bad = json.loads(capsys.readouterr().out)
+    assert (good["ok"], good["problems"]) == (True, [])
+    assert [p["path"] for p in bad["problems"]] == ["train.x", "train.y"]
+    assert bad["problems"][0]["place"] == "bad.yaml:2"
+
+
+def test_every_recipe_passes_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert genrl("ls", "recipes", "--json") == 0
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+    names = [name for name in names if name != "digits/masked"]  # a parent without an objective
+    assert names
+    assert genrl("check", *names) == 0, capsys.readouterr().err
+
+
+def test_plugins_lists_what_each_registers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert genrl("plugins") == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"^  masked +genrl-core {re.escape(__version__)} ", out, re.MULTILINE)
+    assert "command flip, objective clip" in out
+    assert genrl("plugins", "--json") == 0
+    listing = json.loads(capsys.readouterr().out)
+    assert listing["clashes"] == []
+    assert {"name", "version", "path", "registered", "reason"} <= listing["plugins"][0].keys()
+
+
+def test_a_broken_plugin_is_named_where_something_is_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(folder))
+    Path("acme_broken.py").write_text("import no_such_module_anywhere\n")
+    info = Path("acme-1.0.dist-info")
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[genrl_core]\nacme = acme_broken\n")
+    assert genrl("check", "base.yaml") == 0
+    assert genrl("check", "base.yaml", "reward.gloss={}") == 2
+    assert "Broken plugins, which may hold it: acme (acme 1.0): ModuleNotFound" in said(capsys)
+    assert genrl("ls") == 0
+    assert "acme (acme 1.0) is broken: ModuleNotFoundError" in said(capsys)
+    assert genrl("plugins") == 0
+    assert "BROKEN: ModuleNotFoundError: No module named" in capsys.readouterr().out
+
+
+def test_plugin_commands_and_plugin_files_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["flip", "--times", "2", f"--plugin={POCKET}"]) == 0
+    assert capsys.readouterr().out == "heads heads \n"
+    assert main(["--plugin", str(POCKET), "flip"]) == 0
+    assert main(["flip"]) == 2, "without its file the verb does not exist"
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"genrl {__version__}\n"
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for verb in ("ls", "show", "cp", "check", "run", "sample", "plugins"):
+        assert re.search(rf"^  {verb} ", out, re.MULTILINE)
+
+
+# What it costs, in a process of its own
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "genrl_core", *arguments],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["ls"], ["show", "digits/mask_grpo"], ["show", "grpo"],
+     ["check", "digits/mask_grpo"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_reading_verbs_cost_half_a_second_and_load_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from genrl_core.cli import main; code = main(sys.argv[1:]);"
+        "sys.exit(99 if 'torch' in sys.modules else code)"
+    )
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, check=False
+        )
+        after = os.times()
+        assert done.returncode == 0
+        used = after.children_user + after.children_system
+        seconds.append(used - before.children_user - before.children_system)
+    assert min(seconds) <= 0.5, seconds
+
+
+def test_mistakes_through_the_real_command(folder: Path) -> None:
+    for name, content in (("empty.yaml", b""), ("binary.yaml", b"\x00\xff"), ("a.yaml", b"a: {")):
+        Path(name).write_bytes(content)
+        done = command("check", name)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(name)
+        assert len(done.stderr.splitlines()) == 1
+    done = command("run", "base.yaml", "--plugin", "none.py")
+    assert (done.returncode, done.stderr) == (2, "plugin file none.py does not exist\n")
+    assert command("nonsense").returncode == 2
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    line = f"{sys.executable} -m genrl_core ls | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
