@@ -359,6 +359,10 @@ def test_an_exception_is_noted_as_the_end(tmp_path, error, status, reason):
 def test_run_json_is_replaced_in_one_step(tmp_path, monkeypatch):
     run = create(tmp_path)
     before = (run.folder / "run.json").read_bytes()
+    with (run.folder / "run.json").open("rb") as reader:
+        run.finish("stopped")
+        assert reader.read() == before, "who reads while we write sees the old file, whole"
+    before = (run.folder / "run.json").read_bytes()
 
     def full(*args):
         raise OSError(errno.ENOSPC, "full")
