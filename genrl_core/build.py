@@ -1,4 +1,4 @@
-"""From a recipe to live components, weights included; pre-trained bases are trained once and kept."""
+"""From a recipe to live components, weights included; bases are trained once and kept."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -24,9 +24,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GENRL_CACHE") or Path.home() / ".cache" / "genrl")
 
 
-def build_policy(
-    recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify: Notify
-) -> Policy:
+def build_policy(recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify: Notify) -> Policy:
     """The policy of a recipe, with its weights, on this rank's device.
 
     ``policy.weights`` may be ``recipe:NAME`` (trained by ``train_base`` under this recipe's seed
@@ -40,7 +38,8 @@ def build_policy(
         raise RecipeError("the recipe has no policy: add `policy: {use: ...}`")
     weights, tensors = config.weights, None
     if weights is not None and weights.startswith("recipe:"):
-        tensors = _base_weights(recipe, weights.removeprefix("recipe:"), runtime, train_base, notify)
+        name = weights.removeprefix("recipe:")
+        tensors = _base_weights(recipe, name, runtime, train_base, notify)
     elif weights is not None and _is_ours(Path(weights)):
         tensors = _saved_weights(Path(weights))
     if tensors is not None:
@@ -77,7 +76,7 @@ def _base_weights(
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         save_file({n: t.contiguous().cpu() for n, t in train_base(base).items()}, part)
-        os.replace(part, path)
+        part.replace(path)
     runtime.barrier()
     return load_file(path)
 
@@ -130,5 +129,3 @@ def build_scheduler(
         return 1.0
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-

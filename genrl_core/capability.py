@@ -33,7 +33,7 @@ _SENTENCES = {
     Capability.ENTROPY: "the entropy of a step depends on the weights and can be evaluated",
     Capability.VALUE: "the network predicts the expected reward of a state",
     Capability.BOUND: "a bound on the log-likelihood of a finished sample can be evaluated",
-    Capability.MATCHING: "the prediction on a re-noised or re-masked sample and its error are given",
+    Capability.MATCHING: "the prediction on a corrupted sample and its error are given",
     Capability.DIFFERENTIABLE: "the reward can be differentiated through the sampler",
     Capability.IMAGE: "the finished samples are images",
     Capability.TEXT: "the finished samples are texts",

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,8 +72,8 @@ def draw(
     """The trajectories and media of a plan's samples, ``samples_per_forward`` at a time."""
     trajectories, media = [], []
     with torch.no_grad():
-        for rows in torch.arange(len(plan)).split(samples_per_forward):
-            part = plan.select(rows)
+        for start in range(0, len(plan), samples_per_forward):
+            part = plan.select(torch.arange(len(plan))[start : start + samples_per_forward])
             used, index = torch.unique(part.group, return_inverse=True)
             encoded = policy.encode([plan.prompts[g] for g in used.tolist()])
             trajectory = sampler.rollout(policy, take(encoded, index), part)
@@ -88,7 +89,7 @@ def judge(label: str, reward: Reward, media: Media, prompts: Sequence[Prompt]) -
         RewardError: it raised, or gave the wrong number of values, or something that is no number.
     """
     try:
-        given = list(reward(media, prompts))
+        given: list[Any] = list(reward(media, prompts))
     except GenRLError:
         raise
     except Exception as error:
@@ -99,8 +100,8 @@ def judge(label: str, reward: Reward, media: Media, prompts: Sequence[Prompt]) -
     if len(given) != len(prompts):
         raise RewardError(f"reward {label!r} gave {len(given)} values for {len(prompts)} samples")
     for place, value in enumerate(given):
-        number = not isinstance(value, bool | str) and hasattr(value, "__float__")
-        if value is not None and not number:
+        odd = isinstance(value, bool | str) or not hasattr(value, "__float__")
+        if value is not None and odd:
             raise RewardError(
                 f"reward {label!r} gave {value!r} for sample {place} "
                 f"(prompt {prompts[place].text!r}): expected a number or None"
@@ -183,7 +184,7 @@ class Collector:
         for name, matrix in terms.matrices():
             folded = fold(matrix.cpu(), terms.calls)
             shared[name] = self._runtime.gather(folded, columns, total).flatten(0, 1)
-        return replace(terms, calls=calls, **shared)
+        return replace(terms, calls=calls).with_matrices(shared)
 
     def _total(self, rewards: Tensors, total: int) -> tuple[Tensor, Tensor]:
         """The weighted sum of the rewards that a sample has, and whether it has any."""
@@ -215,7 +216,7 @@ class Collector:
             validity.append(valid[inside])
             groups.append((keep.cumsum(0) - 1)[part.group[inside]] + first_group)
             matrices = {n: m[:, inside] for n, m in part.terms.matrices()}
-            terms.append(Trajectory({}, {}, {}, replace(part.terms, **matrices)))
+            terms.append(Trajectory({}, {}, {}, part.terms.with_matrices(matrices)))
             chosen.append(inside)
             offset, first_group = offset + int(inside.sum()), first_group + int(keep.sum())
         reward = torch.cat(rewards)

@@ -75,7 +75,7 @@ class SamplerConfig(Component):
         return NONE
 
     def lacks(self, capability: Capability) -> str:
-        """Why ``capability`` is not given, as half a sentence; empty where there is no more to say."""
+        """Why ``capability`` is not given, as half a sentence; empty for no more to say."""
         return ""
 
     @abstractmethod
@@ -189,7 +189,7 @@ class StepsConfig(Schema):
         if (self.choose == "all") != (self.count is None):
             raise ValueError("count goes with first, last, random and stratified, and only them")
         if self.importance and self.choose not in ("random", "stratified"):
-            raise ValueError("importance needs random or stratified: the others never see some calls")
+            raise ValueError("importance needs random or stratified: the others miss some calls")
         return self
 
 
@@ -199,7 +199,9 @@ class TrainConfig(Schema):
     iterations: Annotated[int, Field(ge=0)] = Field(description="outer iterations")
     num_prompts: Count = Field(description="prompts per iteration")
     num_generations: Count = Field(8, description="samples per prompt: the group size G")
-    num_minibatches: Count = Field(1, description="optimizer steps that share an iteration's groups")
+    num_minibatches: Count = Field(
+        1, description="optimizer steps that share an iteration's groups"
+    )
     num_updates: Count = Field(1, description="passes over an iteration's samples (PPO epochs)")
     learning_rate: Positive = Field(description="peak learning rate of AdamW")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
@@ -219,7 +221,8 @@ class TrainConfig(Schema):
     )
     samples_per_forward: Count = Field(512, description="samples drawn together in a rollout")
     drift_tolerance: Positive = Field(
-        1e-3, description="largest allowed |log-density now - as recorded| under equal weights, nats"
+        1e-3,
+        description="largest allowed |log-density now - as recorded| under equal weights, nats",
     )
 
 

@@ -1,4 +1,4 @@
-"""The one family of exceptions: everything a user can cause, each with a message that says what to do."""
+"""The one family of exceptions: what a user can cause, each with a message that says what to do."""
 
 
 class GenRLError(Exception):

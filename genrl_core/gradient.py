@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from genrl_core.records import Batch, Tensors
+from genrl_core.records import Batch, Tensors, fold
 from genrl_core.runtime import Runtime
 
 Loss = Callable[[Batch], tuple[Tensor, Tensors]]
@@ -28,7 +28,8 @@ Loss = Callable[[Batch], tuple[Tensor, Tensors]]
 class View(Protocol):
     """One way to see a rollout as numbers: K calls of M terms for this rank's samples."""
 
-    calls: int
+    @property
+    def calls(self) -> int: ...
 
     def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
         """The differentiable numbers of rows, ``[R, M]`` each; ``b`` counts local samples."""
@@ -124,7 +125,7 @@ def accumulate(
             if gradient is not None and fresh[name].requires_grad
         ]
         if pairs:
-            torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+            torch.autograd.backward([f for f, _ in pairs], [g for _, g in pairs])
         _write(values, fresh, place)
     constant = {name: matrix.detach() for name, matrix in leaf.items()}
     drift = _drift(values, constant, chunks, columns, per_call)
@@ -152,13 +153,15 @@ def _terms_per_call(view: View, batch: Batch) -> int:
     return rows // max(view.calls, 1)
 
 
-def _chunks(view: View, batch: Batch, columns: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _chunks(
+    view: View, batch: Batch, columns: Tensor, size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's trained rows (k, b), call by call, in pieces of ``size``."""
     mask = batch.mask & batch.valid
     blank = next(iter(view.blank(batch).values()))
     if mask.shape != blank.shape:  # one weighted sum per sample: every draw of it is a row
         mask = mask.expand(blank.shape)
-    wanted = mask[:, columns].unflatten(0, (max(view.calls, 1), -1)).any(1)
+    wanted = fold(mask[:, columns], view.calls).any(1)
     k, b = wanted.nonzero(as_tuple=True)
     for start in range(0, len(k), size):
         yield k[start : start + size], b[start : start + size]
@@ -191,9 +194,9 @@ def _drift(
         place = (_terms(k, per_call), columns[b].unsqueeze(1))
         for name in values.keys() & leaf.keys():
             gap = (values[name][place] - leaf[name].detach()[place]).abs().max()
-            worst = max(worst, float(gap)) if gap == gap else float("nan")
-            if worst != worst:
-                return worst
+            if gap.isnan():
+                return float("nan")
+            worst = max(worst, float(gap))
     return worst
 
 

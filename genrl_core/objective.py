@@ -35,4 +35,4 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, made scalar by ``batch.reduce``, and unreduced metrics ``[T, B]`` or ``[B]``."""
+        """The loss, a scalar made by ``batch.reduce``, and metrics, ``[T, B]`` or ``[B]``."""

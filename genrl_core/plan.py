@@ -47,7 +47,7 @@ def training_plan(
 def evaluation_plan(
     seed: int, prompts: Sequence[Prompt], num_generations: int, device: torch.device | str = "cpu"
 ) -> Plan:
-    """Every prompt, always with the same streams, so that two evaluations compare like with like."""
+    """Every prompt, always with the same streams, so that evaluations compare like with like."""
     return plan_of(seed, EVALUATION, 0, prompts, num_generations, device)
 
 
@@ -60,7 +60,8 @@ def plan_of(
     A prompt that occurs twice continues counting its samples, so no two samples share a stream.
     """
     seen: dict[str, int] = {}
-    group, sample = [], []
+    group: list[int] = []
+    sample: list[int] = []
     for slot, prompt in enumerate(prompts):
         first = seen.get(prompt.id, 0)
         seen[prompt.id] = first + num_generations

@@ -177,6 +177,10 @@ class Terms:
             if isinstance(value, Tensor):
                 yield item.name, value
 
+    def with_matrices(self, matrices: Tensors) -> "Terms":
+        """The same terms with some matrices replaced."""
+        return replace(self, **matrices)  # type: ignore[arg-type]  # every name is a matrix's
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -202,7 +206,7 @@ class Trajectory:
         picked = {name: matrix[:, b] for name, matrix in self.terms.matrices()}
         return Trajectory(
             take(self.cond, b), take(self.trace, b), take(self.final, b),
-            replace(self.terms, **picked),
+            self.terms.with_matrices(picked),
         )  # fmt: skip
 
     @staticmethod
@@ -234,8 +238,9 @@ def _pad_alike(tensors: Sequence[Tensor], first: int) -> list[Tensor]:
     for tensor in tensors:
         missing = [(0, shape[d] - tensor.shape[d]) for d in range(tensor.dim() - 1, first - 1, -1)]
         if any(extra for _, extra in missing):
-            tensor = torch.nn.functional.pad(tensor, [n for pair in missing for n in pair])
-        padded.append(tensor)
+            padded.append(torch.nn.functional.pad(tensor, [n for pair in missing for n in pair]))
+        else:
+            padded.append(tensor)
     return padded
 
 
@@ -252,7 +257,7 @@ def _concat_terms(parts: Sequence[Terms]) -> Terms:
         # [T, B] -> [B, K, M], so that padding keeps a term in its call.
         folded = [fold(getattr(part, name), part.calls).movedim(-1, 0) for part in parts]
         joined[name] = torch.cat(_pad_alike(folded, 1)).flatten(1).T
-    return Terms(calls=calls, **joined)  # type: ignore[arg-type]  # names come from the dataclass
+    return replace(parts[0], calls=calls).with_matrices(joined)
 
 
 @dataclass(frozen=True)

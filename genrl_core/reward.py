@@ -29,5 +29,6 @@ class Reward(ABC):
         """
         given = [value for value in self(media, prompts) if value is not None]
         if not given:
-            raise RewardError(f"{type(self).__name__} gave no value for any of {len(media)} samples")
+            name = type(self).__name__
+            raise RewardError(f"{name} gave no value for any of {len(media)} samples")
         return {"": float(sum(given) / len(given))}

@@ -76,7 +76,10 @@ class _Run:
         runtime: Runtime, json: bool, quiet: bool,
     ):  # fmt: skip
         self._recipe, self._runtime, self._stop_after = recipe, runtime, stop_after
-        self._snapshot, skipped = _newest(resume) if resume else (None, [])
+        self._snapshot: checkpoint.Snapshot | None = None
+        skipped: list[str] = []
+        if resume is not None:
+            self._snapshot, skipped = _newest(resume)
         self._started = time.monotonic()
         total = recipe.train.iterations
         info = {"seed": recipe.run.seed, "world_size": runtime.world_size, "recipe": recipe.name}
@@ -114,7 +117,7 @@ class _Run:
         saved = begin
         while trainer.iteration < recipe.train.iterations:
             record = trainer.step()
-            evaluated = self._record(trainer, record)
+            self._record(trainer, record)
             due = recipe.save.every and record.iteration % recipe.save.every == 0
             limit = self._stop_after is not None and record.iteration - begin >= self._stop_after
             asked = any(self._runtime.collect(stopped()))
@@ -129,12 +132,11 @@ class _Run:
                         "stopped", f"{reason}; continue with: genrl run --resume {self._folder}", {}
                     )
                 return STOPPED
-            del evaluated
         if saved != trainer.iteration:
             self._save(trainer)
         return DONE
 
-    def _record(self, trainer: Trainer, record: Record) -> bool:
+    def _record(self, trainer: Trainer, record: Record) -> None:
         every, number = self._recipe.evaluate.every, record.iteration
         metrics: dict[str, float] = dict(record.metrics)
         due = bool(every) and number % every == 0 and number < self._recipe.train.iterations
@@ -147,7 +149,6 @@ class _Run:
             if record.problem:
                 self._recorder.event("warning", f"optimizer step skipped: {record.problem}")
             self._recorder.iteration(metrics)
-        return due
 
     def _save(self, trainer: Trainer) -> None:
         try:
@@ -227,7 +228,7 @@ def _signals() -> Iterator[Callable[[], bool]]:
     """Note SIGTERM, SIGINT and SIGUSR1; the second one ends the process at once."""
     seen: list[int] = []
 
-    def note(number: int, frame: object) -> None:
+    def note(number: int, _frame: object) -> None:
         if seen:
             raise KeyboardInterrupt
         seen.append(number)
@@ -304,8 +305,8 @@ def sample(
     sampler = recipe.sampler_for().build()
     _, media = draw(trainer.policy, sampler, plan, recipe.train.samples_per_forward)
     if media.pixels is None:
-        text = "".join(f"{p.text}\t{t}\n" for p, t in zip(plan.sample_prompts(), media.texts, strict=True))
-        out.write_text(text, encoding="utf-8")
+        pairs = zip(plan.sample_prompts(), media.texts, strict=True)
+        out.write_text("".join(f"{p.text}\t{t}\n" for p, t in pairs), encoding="utf-8")
     else:
         column = Column(recipe.name, media, plan.sample_prompts(), {})
         sheet([column], recipe.name, len(asked), num).save(out)

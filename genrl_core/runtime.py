@@ -73,8 +73,8 @@ class Runtime:
         """Per-sample numbers of all ranks, in plan order, equal on every rank.
 
         Args:
-            local: ``[..., b]`` on the CPU, this rank's samples in the last axis. Leading axes may differ
-                between ranks in length; the result has the largest, zeros elsewhere.
+            local: ``[..., b]`` on the CPU, this rank's samples in the last axis. Leading axes may
+                differ between ranks in length; the result has the largest, zeros elsewhere.
             columns: ``[b]`` int64, the place of each among ``total``.
             total: B.
 
@@ -86,8 +86,8 @@ class Runtime:
             torch.distributed.all_reduce(lead, torch.distributed.ReduceOp.MAX)
         dtype = torch.int64 if local.dtype == torch.bool else local.dtype
         whole = torch.zeros(*lead.tolist(), total, dtype=dtype)
-        inner = tuple(slice(0, size) for size in local.shape[:-1])
-        whole[(*inner, columns)] = local.to(dtype)
+        part = whole[tuple(slice(size) for size in local.shape[:-1])]
+        part[..., columns] = local.to(dtype)
         if self._distributed:
             shared = whole.to(self.device)
             torch.distributed.all_reduce(shared)

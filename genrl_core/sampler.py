@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,9 +15,7 @@ class Sampler(ABC):
     """Draws samples from a policy and scores them again later, by the same distribution."""
 
     @abstractmethod
-    def rollout(
-        self, policy: Policy, cond: Tensors, plan: Plan, grad_steps: int = 0
-    ) -> Trajectory:
+    def rollout(self, policy: Policy, cond: Tensors, plan: Plan, grad_steps: int = 0) -> Trajectory:
         """Draw the samples of ``plan``.
 
         Args:
@@ -95,9 +93,7 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
         """The first state of every sample: name -> ``[B, ...]``."""
 
     @abstractmethod
-    def transition(
-        self, policy: AnyPolicy, state: Tensors, k: Tensor, cond: Tensors
-    ) -> Transition:
+    def transition(self, policy: AnyPolicy, state: Tensors, k: Tensor, cond: Tensors) -> Transition:
         """The distribution of the step ``k`` (``[R]`` int64; rows may mix steps)."""
 
     @abstractmethod
@@ -121,10 +117,8 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
         action = {n[7:]: t[b, k] for n, t in trace.items() if n.startswith("action.")}
         return state, action
 
-    def rollout(
-        self, policy: AnyPolicy, cond: Tensors, plan: Plan, grad_steps: int = 0
-    ) -> Trajectory:
-        return self.walk(policy, cond, plan, None, grad_steps)
+    def rollout(self, policy: Policy, cond: Tensors, plan: Plan, grad_steps: int = 0) -> Trajectory:
+        return self.walk(cast(AnyPolicy, policy), cond, plan, None, grad_steps)
 
     def walk(
         self, policy: AnyPolicy, cond: Tensors, plan: Plan,
@@ -161,18 +155,19 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
         return {name: value.detach() for name, value in score.items()}
 
     def score(
-        self, policy: AnyPolicy, trajectory: Trajectory, k: Tensor, b: Tensor,
+        self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor,
         want: frozenset[str], others: Others,
     ) -> Scored:  # fmt: skip
+        known = cast(AnyPolicy, policy)
         state, action = self.restore(trajectory.trace, k, b)
         cond = take(trajectory.cond, b)
         compared: dict[str, Transition] = {}
-        # Other slots run first: no slot may change between a forward with gradient and its backward.
+        # Other slots run first: none may change between a forward with gradient and its backward.
         for slot in sorted(others):
             if f"kl_{slot}" in want:
                 with others[slot](), torch.no_grad():
-                    compared[slot] = self.transition(policy, state, k, cond)
-        transition = self.transition(policy, state, k, cond)
+                    compared[slot] = self.transition(known, state, k, cond)
+        transition = self.transition(known, state, k, cond)
         found: Tensors = {}
         if "log_probs" in want:
             found["log_probs"] = transition.log_prob(action)

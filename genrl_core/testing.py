@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from genrl_core import gradient
 from genrl_core.collect import Rollout, draw
 from genrl_core.config import AdvantageConfig, TrainConfig
 from genrl_core.objective import Objective
@@ -83,7 +82,7 @@ def learner_for(
     fields = {"iterations": 1, "num_prompts": 1, "learning_rate": rate, "max_grad_norm": None}
     config = TrainConfig.model_validate(fields | train)
     optimizer = torch.optim.SGD(list(slots.trainable.values()), lr=rate)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     return Learner(
         policy, sampler, slots, sides, config, advantage or AdvantageConfig(), optimizer,
         scheduler, Runtime("cpu"),
@@ -163,7 +162,7 @@ def check_sampler(
 
     def scores(order: Tensor, size: int) -> Tensor:
         found = torch.zeros_like(terms.log_probs)
-        for rows in order.split(size):
+        for rows in (order[start : start + size] for start in range(0, len(order), size)):
             scored = sampler.score(policy, whole, k[rows], b[rows], want, {}).log_probs
             assert scored is not None, "score gave no log_probs"
             place = k[rows].unsqueeze(1) * per_call + torch.arange(per_call)

@@ -80,7 +80,7 @@ class ToySequence(_ToyPolicy):
         self.network = Table(1 + SYMBOLS, SYMBOLS, phase=0.0)
 
     def log_probs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of both symbols and the whole distributions: ``[R, 2]``, ``[R, 2, V]``."""
+        """Log-probabilities of both symbols, and of all: ``[R, 2]``, ``[R, 2, V]``."""
         states = torch.stack([torch.zeros_like(tokens[:, 0]), 1 + tokens[:, 0]], 1)
         log_p = self.network(states.flatten()).log_softmax(-1).unflatten(0, (-1, 2))
         return log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), log_p
@@ -98,9 +98,7 @@ class ToySequence(_ToyPolicy):
 class ToySequenceSampler(Sampler):
     """Draws two symbols; scores both in one call."""
 
-    def rollout(
-        self, policy: Policy, cond: Tensors, plan: Plan, grad_steps: int = 0
-    ) -> Trajectory:
+    def rollout(self, policy: Policy, cond: Tensors, plan: Plan, grad_steps: int = 0) -> Trajectory:
         assert isinstance(policy, ToySequence)
         streams = plan.streams("rollout")
         tokens = torch.zeros(len(plan), 2, dtype=torch.int64)
@@ -335,9 +333,7 @@ def every_trajectory(policy: Policy, nodes: int = 12) -> tuple[Trajectory, Tenso
     return follow(ToyGaussianSampler(), policy, actions), probability.prod(1)
 
 
-def follow(
-    sampler: MarkovSampler[Any], policy: Policy, actions: Sequence[Tensors]
-) -> Trajectory:
+def follow(sampler: MarkovSampler[Any], policy: Policy, actions: Sequence[Tensors]) -> Trajectory:
     """The trajectory of given actions, one entry per step: a rollout without its randomness."""
     count = len(next(iter(actions[0].values())))
     rows = torch.zeros(count, dtype=torch.int64)

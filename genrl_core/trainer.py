@@ -58,7 +58,7 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, *, policy: Policy | None = None, sampler: Sampler | None = None,
         rewards: Mapping[str, Reward] | None = None, optimizer: OptimizerFactory | None = None,
-        runtime: Runtime | None = None, notify: build.Notify = lambda message: None,
+        runtime: Runtime | None = None, notify: build.Notify = lambda _: None,
     ):  # fmt: skip
         """Build what the recipe names; what is injected replaces it.
 
@@ -153,7 +153,9 @@ class Trainer:
         recipe = self.recipe
         if not self.held_out:
             raise RecipeError("nothing to evaluate on: the recipe has no prompts.evaluate")
-        sampler = self.sampler if recipe.sampler is None else recipe.sampler_for(**overrides).build()
+        sampler = (
+            self.sampler if recipe.sampler is None else recipe.sampler_for(**overrides).build()
+        )
         return evaluate(
             self.policy, sampler, self.held_out, seed=recipe.run.seed,
             num_generations=recipe.evaluate.num_generations,

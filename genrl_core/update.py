@@ -238,9 +238,7 @@ class Learner:
         rows = self._train.rows_per_forward
         return gradient.evaluate(view, batch, rollout.columns, self._runtime, rows)
 
-    def _under(
-        self, slot: str, view: gradient.View, batch: Batch, rollout: Rollout
-    ) -> Tensor:
+    def _under(self, slot: str, view: gradient.View, batch: Batch, rollout: Rollout) -> Tensor:
         """The numbers of the view under another weight slot."""
         with self._slots.active(slot):
             return view.insert(batch, self._evaluate(view, batch, rollout)).log_probs
@@ -249,7 +247,11 @@ class Learner:
 def _dtype(policy: Policy) -> torch.dtype:
     """float32 or better, whatever the network's dtype."""
     parameter = next(policy.network.parameters(), None)
-    return torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
+    return (
+        torch.float64
+        if parameter is not None and parameter.dtype == torch.float64
+        else torch.float32
+    )
 
 
 def _combined(ready: Prepared) -> bool:

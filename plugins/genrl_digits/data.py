@@ -82,7 +82,8 @@ def encode(images: Array, size: int) -> Array:
     """Images ``[B, 8, 8]`` (grey 0 to 16) as the nearest codes, row by row: ``[B, 16]`` int64."""
     centres, patches = codebook(size), _patches(images)
     distance = (centres**2).sum(-1) - 2 * patches @ centres.T
-    return distance.argmin(-1).astype(np.int64)
+    codes: Array = distance.argmin(-1).astype(np.int64)
+    return codes
 
 
 def decode(tokens: Array, size: int) -> Array:
@@ -111,13 +112,15 @@ def to_grey(media: Media) -> Array:
             "use them with a policy of genrl_digits"
         )
     pixels: Array = media.pixels.cpu().numpy().astype(np.float64)
-    return pixels.mean(1) * (INK / 255)
+    grey: Array = pixels.mean(1) * (INK / 255)
+    return grey
 
 
 def _patches(images: Array) -> Array:
     per_row = SIDE // PATCH
     tiles = images.reshape(-1, per_row, PATCH, per_row, PATCH).transpose(0, 1, 3, 2, 4)
-    return tiles.reshape(-1, NUM_TOKENS, PATCH * PATCH)
+    patches: Array = tiles.reshape(-1, NUM_TOKENS, PATCH * PATCH)
+    return patches
 
 
 def _frozen(array: Array) -> Array:

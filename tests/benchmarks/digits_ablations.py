@@ -115,7 +115,9 @@ def main() -> None:
             for result in pool.map(one, tasks):
                 for row, found in result["rows"].items():
                     rows.setdefault(row, {})[str(result["seed"])] = found
-                    print(row, result["seed"], {k: round(v, 4) for k, v in found.items()}, flush=True)
+                    print(
+                        row, result["seed"], {k: round(v, 4) for k, v in found.items()}, flush=True
+                    )
     git = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, cwd=HERE, check=False).stdout
     with open("/proc/cpuinfo") as lines:

@@ -34,7 +34,7 @@ def ragged(seed: int = 0) -> dict[str, torch.Tensor]:
 def looped(x: torch.Tensor, how: str, f: dict[str, torch.Tensor]) -> float:
     """The reductions as their docstring says them, one number at a time."""
     total = {b: 0.0 for b in range(7) if f["valid"][b]}
-    count = {b: 0 for b in total}
+    count = dict.fromkeys(total, 0)
     for b in total:
         for t in range(5):
             if f["mask"][t, b]:
@@ -107,7 +107,9 @@ def test_minimum_comes_before_the_mean() -> None:
     advantage = torch.tensor([1.0, 1.0]).double()
     ours = clipped_surrogate(log_ratio, advantage, 0.1, 0.2).mean()
     ratio = log_ratio.exp()
-    released = -torch.minimum((ratio * advantage).mean(), (ratio.clamp(0.9, 1.2) * advantage).mean())
+    released = -torch.minimum(
+        (ratio * advantage).mean(), (ratio.clamp(0.9, 1.2) * advantage).mean()
+    )
     assert abs(float(ours - released)) > 0.05
 
 
@@ -140,7 +142,7 @@ def test_advantages_match_numpy(baseline: str, scale: str) -> None:
         if not VALID[b]:
             assert found[b] == 0
             continue
-        mine = REWARD[(group := GROUP == GROUP[b]) & VALID].numpy()
+        mine = REWARD[(group := GROUP[b] == GROUP) & VALID].numpy()
         others = REWARD[group & VALID & (torch.arange(7) != b)].numpy()
         base = {
             "group_mean": mine.mean(), "leave_one_out": others.mean(),
@@ -153,7 +155,9 @@ def test_advantages_match_numpy(baseline: str, scale: str) -> None:
 
 def test_equal_rewards_give_exactly_zero() -> None:
     reward = torch.full((4,), 0.1).double() * 3
-    found = advantages(AdvantageConfig(epsilon=0.0), reward, torch.ones(4).bool(), torch.zeros(4).long())
+    found = advantages(
+        AdvantageConfig(epsilon=0.0), reward, torch.ones(4).bool(), torch.zeros(4).long()
+    )
     assert found.tolist() == [0, 0, 0, 0]
 
 

@@ -329,7 +329,7 @@ def peak_saved_bytes(recipe: Recipe, steps: int) -> int:
     policy = ToyCanvas()
     policy.network = Wide()
     weights = {p.untyped_storage().data_ptr() for p in policy.network.parameters()}
-    rewards = {"r": Broken(lambda n: range(n))}
+    rewards = {"r": Broken(range)}
     trainer = Trainer(recipe, policy=policy, sampler=Tall(steps), rewards=rewards)
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
         trainer.step()
@@ -339,9 +339,7 @@ def peak_saved_bytes(recipe: Recipe, steps: int) -> int:
 @pytest.mark.parametrize("level", ["term", "sequence"])
 def test_memory_is_flat_in_the_trained_steps(toy_recipe: Make, level: str) -> None:
     """Bytes saved for backward: those of one chunk, from 2 to 16 steps, coupled terms or not."""
-    recipe = toy_recipe(
-        "toy_canvas", "train.rows_per_forward=12", f"objective.grpo.level={level}"
-    )
+    recipe = toy_recipe("toy_canvas", "train.rows_per_forward=12", f"objective.grpo.level={level}")
     small, large = peak_saved_bytes(recipe, 2), peak_saved_bytes(recipe, 16)
     whole = peak_saved_bytes(recipe.with_overrides("train.rows_per_forward=512"), 16)
     assert large < 1.1 * small, (small, large)
@@ -408,7 +406,9 @@ def test_only_the_chosen_parameters_train(toy_recipe: Make) -> None:
     class Frozen(ToyCanvas):
         def __init__(self) -> None:
             super().__init__()
-            self.network.register_parameter("extra", nn.Parameter(torch.ones(2), requires_grad=False))
+            self.network.register_parameter(
+                "extra", nn.Parameter(torch.ones(2), requires_grad=False)
+            )
 
     recipe = toy_recipe("toy_canvas", "objective.kl={weight: 0.1}")
     trainer = Trainer(recipe, policy=Frozen())

@@ -160,7 +160,10 @@ def class_counts(policy, noise, generations=400):
     assert trajectory.terms.calls == 0
     assert len(trajectory) == len(plan)
     generator = data.split("generator")
-    codes = {c.tobytes(): d for c, d in zip(data.encode(generator.images, 64), generator.labels)}
+    codes = {
+        c.tobytes(): d
+        for c, d in zip(data.encode(generator.images, 64), generator.labels, strict=True)
+    }
     digits = np.array([codes[t.numpy().tobytes()] for t in trajectory.final["tokens"]])
     return [np.bincount(part, minlength=10) for part in digits.reshape(2, -1)]
 
@@ -213,7 +216,7 @@ def test_a_supervised_step_lowers_the_bound_loss():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[0] == pytest.approx(16 * np.log(64), rel=0.1)
     assert losses[-1] < 0.85 * losses[0]
 
@@ -224,7 +227,7 @@ def test_entry_module_loads_no_heavy_library():
         "print([m for m in ('torch', 'sklearn', 'numpy', 'scipy') if m in sys.modules])"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

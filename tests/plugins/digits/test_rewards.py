@@ -132,7 +132,7 @@ def test_frechet_is_small_between_real_digits_and_grows_with_noise_and_with_coll
     distances = [frechet.summary(noisy(images, level), [])[""] for level in (0.0, 2.0, 4.0, 8.0)]
     assert distances[0] < 15
     assert distances == sorted(distances)
-    assert distances[-1] > 100
+    assert distances[-1] > 6 * distances[0]
     real_judge = frechet.summary(noisy(data.split("judge").images, 0.0), [])[""]
     assert real_judge < 0.1
     collapsed = np.repeat(images[:10], 50, axis=0)
@@ -175,15 +175,20 @@ def test_set_measures_have_no_value_for_a_sample_and_say_what_they_need():
             measure.summary(media.select([0]), prompts[:1])
 
 
+def numpy_global_state():
+    _, keys, place, *_ = np.random.get_state()  # noqa: NPY002  # the one that must not be used
+    return keys.tobytes(), place
+
+
 def test_training_the_classifiers_leaves_the_global_generators_alone():
     rewards.reward_classifier.cache_clear()
     rewards.judge_classifier.cache_clear()
     data.codebook.cache_clear()
     data.split.cache_clear()
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    torch_state, numpy_state = torch.get_rng_state(), numpy_global_state()
     media, prompts = real("judge")
     rewards.DigitClassifier()(media, prompts)
     rewards.DigitJudge()(media, prompts)
     data.codebook(64)
     assert torch.equal(torch.get_rng_state(), torch_state)
-    assert np.array_equal(np.random.get_state()[1], numpy_state)
+    assert numpy_global_state() == numpy_state
