@@ -74,7 +74,8 @@ def table(results: dict[str, Any]) -> str:
         mean = {key: statistics.mean(values) for key, values in column.items()}
         seconds = [found["seconds"] for found in seeds.values() if "seconds" in found]
         lines.append(
-            f"| `{name}` | {mean['judge']:.3f} ± {spread['judge']:.3f} | {min(column['judge']):.3f} "
+            f"| `{name}` | {mean['judge']:.3f} ± {spread['judge']:.3f} "
+            f"| {min(column['judge']):.3f} "
             f"| {mean['reward']:.3f} | {mean['frechet']:.0f} ± {spread['frechet']:.0f} "
             f"| {mean['diversity']:.1f} | "
             + (f"{statistics.median(seconds):.0f} |" if seconds else "|")
@@ -115,13 +116,12 @@ def main() -> None:
             for result in pool.map(one, tasks):
                 for row, found in result["rows"].items():
                     rows.setdefault(row, {})[str(result["seed"])] = found
-                    print(
-                        row, result["seed"], {k: round(v, 4) for k, v in found.items()}, flush=True
-                    )
+                    rounded = {key: round(value, 4) for key, value in found.items()}
+                    print(row, result["seed"], rounded, flush=True)
     git = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, cwd=HERE, check=False).stdout
-    with open("/proc/cpuinfo") as lines:
-        cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
     write({
         "command": f"python tests/benchmarks/{Path(__file__).name}", "commit": commit.strip(),
         "hardware": f"{os.cpu_count()} cores of {cpu or platform.processor()}",

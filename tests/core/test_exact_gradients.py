@@ -1,4 +1,4 @@
-"""Expected gradients on the enumerable toys, against the exact derivative of the expected reward."""
+"""Expected gradients on the enumerable toys, against the exact derivative."""
 
 import pytest
 import torch
