@@ -19,9 +19,9 @@ class StripesConfig(MaskedPolicyConfig):
     width: int = Field(32, ge=1, description="hidden units of the network")
 
     def build(self) -> "Policy":
-        from .policy import StripesPolicy
+        from .policy import Net, StripesPolicy
 
-        return StripesPolicy(self)
+        return StripesPolicy(self, Net(self.width), num_tokens=16, codebook_size=2)
 
 
 class StripinessConfig(RewardConfig):

@@ -1,7 +1,6 @@
-"""The policy: two matrices that fill 4 x 4 pixels with 0 (black) or 1 (white)."""
+"""The policy: a network of two matrices that fills 4 x 4 pixels with 0 (black) or 1 (white)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,39 +9,33 @@ from torch.nn.functional import one_hot
 from genrl_core import Media, Prompt, Tensors
 from genrl_masked import MaskedPolicy
 
-if TYPE_CHECKING:
-    from . import StripesConfig
-
-SIDE, CODES = 4, 2
-
 
 class Net(nn.Module):
+    """Every pixel depends on the whole canvas, where 2 is a masked pixel, and on the prompt."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
-        normal = torch.Generator().manual_seed(0)  # never the global generator
-        size = SIDE * SIDE
-        inner = torch.randn(2, size * (CODES + 1), width, generator=normal)
-        self.inner = nn.Parameter(0.3 * inner)
-        self.outer = nn.Parameter(0.3 * torch.randn(width, size * CODES, generator=normal))
+        generator = torch.Generator().manual_seed(0)  # never the global one
+        self.inner = nn.Parameter(0.3 * torch.randn(2, 16 * 3, width, generator=generator))
+        self.outer = nn.Parameter(0.3 * torch.randn(width, 16 * 2, generator=generator))
 
     def forward(self, canvas: Tensor, vertical: Tensor) -> Tensor:
-        seen = one_hot(canvas, CODES + 1).flatten(1).to(self.inner)
+        seen = one_hot(canvas, 3).flatten(1).to(self.inner)
         hidden = torch.einsum("rc,rcw->rw", seen, self.inner[vertical]).tanh()
-        return (hidden @ self.outer).unflatten(1, (-1, CODES))
+        return (hidden @ self.outer).view(-1, 16, 2)
 
 
 class StripesPolicy(MaskedPolicy):
-    def __init__(self, config: "StripesConfig") -> None:
-        super().__init__(config, Net(config.width), SIDE * SIDE, CODES)
+    """Condition: ``vertical`` [B], 0 or 1. Finished sample: ``tokens`` [B, 16], row by row."""
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensors:
-        device = next(self.network.parameters()).device
         words = [int("vertical" in prompt.text) for prompt in prompts]
-        return {"vertical": torch.tensor(words, device=device)}
+        return {"vertical": torch.tensor(words, device=next(self.network.parameters()).device)}
 
     def logits(self, canvas: Tensor, cond: Tensors) -> Tensor:
-        return self.network(canvas, cond["vertical"])
+        logits: Tensor = self.network(canvas, cond["vertical"])
+        return logits
 
     def decode(self, final: Tensors) -> Media:
-        grey = (final["tokens"] * 255).to(torch.uint8).view(-1, 1, SIDE, SIDE)
+        grey = (255 * final["tokens"]).to(torch.uint8).view(-1, 1, 4, 4)
         return Media("image", grey.expand(-1, 3, -1, -1))
