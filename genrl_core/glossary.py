@@ -26,7 +26,7 @@ GLOSSARY: dict[str, str] = {
     "kl": "divergence from the reference policy, in nats, averaged over terms",
     "entropy": "entropy of the policy's distributions, in nats, averaged over terms",
     "log_probs": "mean log-density of the trained terms, in nats",
-    "bound": "mean bound on the log-likelihood of the samples learned from, in nats; rises under sft",
+    "bound": "mean bound on the log-likelihood of the samples learned from, in nats",
     "<objective>/<metric>": "a metric of the objective with that label, where an earlier objective "
     "of the recipe logs the same name",
     "seconds": "wall time of the iteration",
