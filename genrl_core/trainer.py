@@ -75,6 +75,7 @@ class Trainer:
             torch.set_num_threads(recipe.run.threads)
         train_base = partial(_train_base, notify=notify)
         self.policy = policy or build.build_policy(recipe, self.runtime, train_base, notify)
+        self._sampler_injected = sampler is not None
         self.sampler = sampler or _required(recipe.sampler, "sampler").build()
         self.rewards = _rewards(recipe, rewards)
         self.measures = {label: config.build() for label, config in recipe.metrics.items()}
@@ -148,14 +149,16 @@ class Trainer:
         """Measure the policy on the held-out prompts, with sampler fields overridden.
 
         Raises:
-            RecipeError: the recipe names no held-out prompts.
+            RecipeError: there are no held-out prompts, or an injected sampler is to be overridden.
         """
         recipe = self.recipe
         if not self.held_out:
             raise RecipeError("nothing to evaluate on: the recipe has no prompts.evaluate")
-        sampler = (
-            self.sampler if recipe.sampler is None else recipe.sampler_for(**overrides).build()
-        )
+        if self._sampler_injected and overrides:
+            raise RecipeError("an injected sampler has no fields to override in an evaluation")
+        sampler = self.sampler
+        if not self._sampler_injected:
+            sampler = recipe.sampler_for(**overrides).build()
         return evaluate(
             self.policy, sampler, self.held_out, seed=recipe.run.seed,
             num_generations=recipe.evaluate.num_generations,
@@ -259,5 +262,11 @@ def _sides(recipe: Recipe) -> Sequence[Side]:
     members: dict[str, list[tuple[str, float, Objective]]] = {}
     views = resolve_views(recipe)
     for label, config in recipe.objective.items():
-        members.setdefault(views[label], []).append((label, config.weight, config.build()))
+        objective = config.build()
+        if objective.draw_with != "current":
+            raise RecipeError(
+                f"objective.{label} learns from samples of the slot {objective.draw_with!r}, which "
+                "nothing fills yet: choose an objective that draws with the current weights"
+            )
+        members.setdefault(views[label], []).append((label, config.weight, objective))
     return [Side(view, tuple(found)) for view, found in members.items()]

@@ -166,7 +166,9 @@ class Learner:
     def prepare(self, side: Side, rollout: Rollout, advantage: Tensor, update: int) -> Prepared:
         if side.view == "steps":
             return self._prepare_steps(side, rollout, advantage)
-        return self._prepare_draws(side, rollout, advantage, update)
+        if side.view in ("bound", "matching"):
+            return self._prepare_draws(side, rollout, advantage, update)
+        raise GenRLError(f"the view {side.view!r} has no gradient rule yet: use steps or bound")
 
     def _prepare_steps(self, side: Side, rollout: Rollout, advantage: Tensor) -> Prepared:
         terms, total = rollout.terms, len(rollout.reward)
