@@ -114,12 +114,17 @@ class Runtime:
     def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients of all ranks: each holds the part of its own samples.
 
-        One explicit all-reduce after the last chunk. A parameter without a gradient counts as zero,
-        so that ranks whose chunks left a head unused stay in step.
+        One explicit all-reduce after the last chunk. A parameter that only some ranks reached
+        counts as zero on the others; one that none reached keeps no gradient, as in one process.
         """
         if not self._distributed:
             return
-        for parameter in parameters:
+        every = list(parameters)
+        reached = torch.tensor([p.grad is not None for p in every], device=self.device).int()
+        torch.distributed.all_reduce(reached, torch.distributed.ReduceOp.MAX)
+        for parameter, anywhere in zip(every, reached.tolist(), strict=True):
+            if not anywhere:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             torch.distributed.all_reduce(parameter.grad)

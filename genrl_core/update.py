@@ -104,10 +104,14 @@ class Learner:
         if not rollout.valid.any():
             return {"skipped": 1.0}, None
         advantage = advantages(self._advantage, rollout.reward, rollout.valid, rollout.group)
-        updates = [
-            [self.prepare(side, rollout, advantage, update) for side in self._sides]
-            for update in range(self._train.num_updates)
-        ]
+        # Every old and reference term of all updates is evaluated before the first of them.
+        updates = [[self.prepare(side, rollout, advantage, 0) for side in self._sides]]
+        for update in range(1, self._train.num_updates):
+            again = zip(self._sides, updates[0], strict=True)
+            updates.append([
+                first if side.view == "steps" else self.prepare(side, rollout, advantage, update)
+                for side, first in again
+            ])  # fmt: skip
         history: list[dict[str, float]] = []
         problems: list[str] = []
         groups = int(rollout.group.max()) + 1

@@ -141,7 +141,8 @@ def test_numbers_stay_with_their_samples(toy_recipe: Make, tmp_path: Path) -> No
     file.write_text("".join("x" * length + "\n" for length in range(1, 6)))
     recipe = toy_recipe(
         "toy_gaussian", "filter={min_spread: 0, then: resample, max_attempts: 9}",
-        "train.num_prompts=5", "train.samples_per_forward=3", prompts={"file": str(file), "evaluate": str(file)},
+        "train.num_prompts=5", "train.samples_per_forward=3",
+        prompts={"file": str(file), "evaluate": str(file)},
     )  # fmt: skip
     reward = Telling()
     trainer = Trainer(recipe, rewards={"mine": reward})

@@ -1,0 +1,702 @@
+"""Mutations: bugs injected one at a time, each of which must make a named test fail.
+
+    python tests/mutations.py [--list] [--only NAME ...] [--processes 2]
+
+Every bug is written into a temporary copy of the tree, never into the tree itself, and its test
+runs there in a process of its own. The command wants three things of every mutation: that its
+source text stands exactly once (after a refactoring it must not do nothing unseen), that its test
+passes without it, and that with it that test fails where it looks, by an assertion or by the error
+named here, not by a broken import. It prints a table and exits with 1 if a bug survives.
+
+This file is also the pytest plugin that the children load: it checks that they test the copy, and
+writes down how every test ended.
+"""
+
+import argparse
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("genrl_core", "plugins", "tests", "recipes", "pyproject.toml")
+TREE, REPORT = "GENRL_MUTATION_TREE", "GENRL_MUTATION_REPORT"
+"""What tells a child where its copy is, and where to write how its tests ended."""
+TIMEOUT = 300.0
+
+NUMBERS = "tests/core/test_numbers.py::"
+GRADIENTS = "tests/core/test_exact_gradients.py::"
+TWO_PASS = "tests/core/test_two_pass.py::"
+TRAINER = "tests/core/test_trainer.py::"
+FAULTS = "tests/core/test_learner_faults.py::"
+CHECKPOINT = "tests/core/test_checkpoint.py::"
+RECIPE = "tests/core/test_recipe.py::"
+NEGOTIATE = "tests/core/test_negotiate.py::"
+STEPS = "tests/plugins/masked/test_transitions.py::"
+SAMPLER = "tests/plugins/masked/test_sampler.py::"
+MASKED = "tests/plugins/masked/test_policy.py::"
+SCHEDULE = "tests/plugins/masked/test_schedule.py::"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One bug.
+
+    Attributes:
+        name: how ``--only`` calls it.
+        what: the bug in one sentence, with its number where it is one of Mask-GRPO's released code.
+        path, old, new: the file, the source text that stands there once, and what replaces it.
+        test: the id of the test that must fail; without brackets, any of its cases.
+        error: how it fails other than by an assertion: the name of the exception or of a parent.
+    """
+
+    name: str
+    what: str
+    path: str
+    old: str
+    new: str
+    test: str
+    error: str = ""
+
+
+MUTATIONS = (
+    # The densities of Mask-GRPO.
+    Mutation(
+        "boolean_threshold",
+        "B1: p1's threshold is kept as a truth value, every code is below it, p1 becomes p2",
+        "plugins/genrl_masked/sampler.py",
+        "return {name: tensor.detach() for name, tensor in action.items()}",
+        "return {n: t.detach().bool() if n == 'thresholds' else t.detach()"
+        " for n, t in action.items()}",
+        SAMPLER + "test_thresholds_are_numbers_not_truth_values",
+    ),
+    Mutation(
+        "plain_threshold_in_p1",
+        "B2: the threshold holds the released token's noise and not that of the position judged",
+        "plugins/genrl_masked/transitions.py",
+        "return centred(log_probs, least - noise)",
+        "return centred(log_probs, least.expand(noise.shape))",
+        STEPS + "test_p1_is_the_probability_of_the_step_given_the_noise",
+    ),
+    Mutation(
+        "dropped_remask_term",
+        "p1 leaves out that the other positions stayed masked",
+        "plugins/genrl_masked/transitions.py",
+        "    return p2(log_probs, codes, released) + _sum(",
+        "    return p2(log_probs, codes, released) + 0 * _sum(",
+        SAMPLER + "test_given_the_noise_frequencies_are_p1",
+    ),
+    Mutation(
+        "not_strictly_below",
+        "the code at the threshold itself counts as below it",
+        "plugins/genrl_masked/transitions.py",
+        "below = (log_probs < log_thresholds.unsqueeze(-1))",
+        "below = (log_probs <= log_thresholds.unsqueeze(-1))",
+        STEPS + "test_a_code_at_the_threshold_is_not_below_it",
+    ),
+    Mutation(
+        "ar_states_hold_remasked_tokens",
+        "B8: after step 0 of AR-style every state is scored with all its positions filled in",
+        "plugins/genrl_masked/sampler.py",
+        '"tokens": tokens.masked_fill(masked, 0), "masked": masked, "released": released,',
+        '"tokens": tokens, "released": released, "masked": masked'
+        ' & ((k == 0).unsqueeze(1) | (self.config.transition != "ar")),',
+        SAMPLER + "test_states_of_the_commit_map_are_the_canvases_of_the_rollout",
+    ),
+    Mutation(
+        "temperature_forgotten",
+        "log_prob is that of temperature 1, whatever the codes were drawn with",
+        "plugins/genrl_masked/sampler.py",
+        '        codes, released = action["codes"], action["released"]\n',
+        '        codes, released = action["codes"], action["released"]\n'
+        "        self.log_probs = (self.log_probs * self.config.temperature).log_softmax(-1)\n",
+        SAMPLER + "test_trajectory_densities_are_the_enumerated_probabilities",
+    ),
+    Mutation(
+        "guidance_forgotten",
+        "the update scores without the guidance that the rollout was drawn with",
+        "plugins/genrl_masked/sampler.py",
+        "guided_logits(policy, canvas, cond, config.guidance_scale)",
+        "guided_logits(policy, canvas, cond,"
+        " 1.0 if torch.is_grad_enabled() else config.guidance_scale)",
+        SAMPLER + "test_the_update_scores_what_the_rollout_recorded",
+    ),
+    Mutation(
+        "shifted_tokens",
+        "every position is scored with its neighbour's code",
+        "plugins/genrl_masked/transitions.py",
+        "return log_probs.gather(-1, codes.unsqueeze(-1)).squeeze(-1)",
+        "return log_probs.gather(-1, codes.roll(1, -1).unsqueeze(-1)).squeeze(-1)",
+        STEPS + "test_p1_plain_is_exact_without_noise",
+    ),
+    Mutation(
+        "last_token_never_credited",
+        "B4: the last step leaves one position out of the books although it was asked to release",
+        "plugins/genrl_masked/schedule.py",
+        "        counts[-1] += 1\n",
+        "        counts[-1] += 0\n",
+        SCHEDULE + "test_counts_release_every_position_once",
+    ),
+    Mutation(
+        "noise_decays_cumulatively",
+        "B3: the linear decay of the noise multiplies up and is gone after half of the steps",
+        "plugins/genrl_masked/schedule.py",
+        'if decay == "cumulative":',
+        'if decay in ("cumulative", "linear"):',
+        SCHEDULE + "test_linear_temperatures_are_the_golden_ones",
+    ),
+    Mutation(
+        "bound_over_every_position",
+        "the masked cross-entropy counts positions that the network can see",
+        "plugins/genrl_masked/policy.py",
+        "-found.masked_fill(~masked, 0.0).sum(-1)",
+        "-found.sum(-1)",
+        MASKED + "test_matching_error_is_the_mean_cross_entropy_of_the_masked",
+    ),
+    Mutation(
+        "global_draw_in_the_sampler",
+        "codes are drawn from torch's global generator and not from the sample's stream",
+        "plugins/genrl_masked/sampler.py",
+        "streams.uniform(self.masked.shape[1])",
+        "torch.rand(self.masked.shape)",
+        SAMPLER + "test_the_global_generator_changes_nothing",
+    ),
+    # Ratios, surrogates, KL, reductions.
+    Mutation(
+        "ratio_to_itself",
+        "B5: the ratio is taken to the current log-density detached: always 1, the clip never acts",
+        "plugins/genrl_objectives/policy_gradient.py",
+        'batch.log_probs, batch.need("old"), batch.events',
+        "batch.log_probs, batch.log_probs.detach(), batch.events",
+        TRAINER + "test_a_second_update_moves_ratios_and_clips",
+    ),
+    Mutation(
+        "minimum_after_the_mean",
+        "B7: the smaller of two means is taken and not the mean of the smaller terms",
+        "genrl_core/functional.py",
+        "return -torch.minimum(ratio * advantage, clipped * advantage)",
+        "return 0 * ratio - torch.minimum((ratio * advantage).mean(), (clipped * advantage).mean())",
+        NUMBERS + "test_minimum_comes_before_the_mean",
+    ),
+    Mutation(
+        "clip_bounds_swapped",
+        "the ratio is clipped to [1 - epsilon_high, 1 + epsilon]",
+        "genrl_core/functional.py",
+        "ratio.clamp(1 - epsilon, 1 + high)",
+        "ratio.clamp(1 - high, 1 + epsilon)",
+        NUMBERS + "test_clipped_surrogate_by_hand",
+    ),
+    Mutation(
+        "kl_against_itself",
+        "B6: the KL takes the policy's own detached log-density as the reference: value 0 for ever",
+        "plugins/genrl_objectives/divergence.py",
+        'reference, estimator = batch.need("reference"), self._config.estimator',
+        "reference, estimator = batch.log_probs.detach(), self._config.estimator",
+        TRAINER + "test_kl_is_zero_at_the_reference_and_pulls_away_from_it",
+    ),
+    Mutation(
+        "kl_detached",
+        "B6: the KL has a value and no gradient",
+        "plugins/genrl_objectives/divergence.py",
+        "kl_estimate(batch.log_probs, reference, old, estimator)",
+        "kl_estimate(batch.log_probs.detach(), reference, old, estimator)",
+        TRAINER + "test_kl_is_zero_at_the_reference_and_pulls_away_from_it",
+    ),
+    Mutation(
+        "kl_ratio_detached",
+        "the unbiased KL keeps its ratio out of the gradient, which is then the forward KL's",
+        "genrl_core/functional.py",
+        "return (log_probs - old).exp() * k3",
+        "return (log_probs - old).exp().detach() * k3",
+        GRADIENTS + "test_unbiased_kl_has_the_gradient_of_the_closed_form",
+    ),
+    Mutation(
+        "sequence_ratio_per_term",
+        "level: sequence quietly keeps one ratio per term",
+        "genrl_core/functional.py",
+        "difference = difference.sum(0, keepdim=True).expand_as(difference)",
+        "difference = difference.clone()",
+        GRADIENTS + "test_log_ratio_levels",
+    ),
+    Mutation(
+        "mask_dropped_in_reduction",
+        "terms that do not exist are summed into the loss",
+        "genrl_core/functional.py",
+        "        kept = mask & valid\n",
+        "        kept = valid.expand_as(mask)\n",
+        NUMBERS + "test_reductions_match_loops",
+    ),
+    Mutation(
+        "denominators_per_chunk",
+        "a chunk divides by its own number of terms and not by the batch's",
+        "genrl_core/functional.py",
+        "count = (population & valid).sum(0).to(x.dtype)",
+        "count = (mask & valid).sum(0).to(x.dtype)",
+        NUMBERS + "test_parts_of_a_batch_add_up",
+    ),
+    # How the gradient travels.
+    Mutation(
+        "double_division",
+        "B10: the loss, a mean already, is divided by the number of chunks again",
+        "genrl_core/gradient.py",
+        "                value.backward()",
+        "                (value / len(chunks)).backward()",
+        TWO_PASS + "test_two_passes_equal_one",
+    ),
+    Mutation(
+        "leaf_of_log_probs_alone",
+        "the second pass carries back the log-densities' gradient and not the KL's or the value's",
+        "genrl_core/gradient.py",
+        "if gradient is not None and fresh[name].requires_grad",
+        'if name == "log_probs" and gradient is not None and fresh[name].requires_grad',
+        TWO_PASS + "test_two_passes_equal_one",
+    ),
+    Mutation(
+        "stale_leaf",
+        "the recorded log-densities serve as the leaf of later updates too",
+        "genrl_core/update.py",
+        "fresh = rollout.on_policy and update == 0 and first == 0",
+        "fresh = rollout.on_policy",
+        TRAINER + "test_a_second_update_moves_ratios_and_clips",
+        error="GenRLError",
+    ),
+    Mutation(
+        "drift_not_looked_at",
+        "the update goes on whatever the drift is",
+        "genrl_core/update.py",
+        "drift > self._train.drift_tolerance:",
+        "drift > math.inf:",
+        TRAINER + "test_a_forgotten_temperature_fails_the_drift_check",
+    ),
+    Mutation(
+        "old_follows_the_updates",
+        "a bound's old value is evaluated anew before every update: its ratio starts at 1 each time",
+        "genrl_core/update.py",
+        "        for update, prepared in enumerate(updates):\n",
+        "        for update in range(len(updates)):\n"
+        "            prepared = [self.prepare(s, rollout, advantage, update) for s in self._sides]\n",
+        FAULTS + "test_a_bound_is_compared_with_what_it_was_before_the_first_update",
+    ),
+    Mutation(
+        "importance_dropped",
+        "train.steps.importance changes the denominators and leaves the weights at 1",
+        "genrl_core/update.py",
+        "weight=weight if terms.weight is None",
+        "weight=ones if terms.weight is None",
+        FAULTS + "test_importance_weights_make_up_for_the_calls_left_out",
+    ),
+    Mutation(
+        "minibatches_train_everything",
+        "every minibatch trains all groups",
+        "genrl_core/update.py",
+        "valid=ready.batch.valid & inside",
+        "valid=ready.batch.valid",
+        FAULTS + "test_a_minibatch_trains_its_own_groups_and_no_others",
+    ),
+    Mutation(
+        "gradients_left_over",
+        "gradients of one optimizer step are still there in the next",
+        "genrl_core/update.py",
+        "        self._optimizer.zero_grad(set_to_none=True)\n        found",
+        "        found",
+        FAULTS + "test_no_gradient_is_left_over_for_the_next_step",
+    ),
+    Mutation(
+        "gradients_not_clipped",
+        "B15: the gradient's norm is measured and not limited",
+        "genrl_core/update.py",
+        "math.inf if limit is None else limit",
+        "math.inf",
+        FAULTS + "test_gradients_are_clipped_to_their_norm",
+    ),
+    Mutation(
+        "slot_left_active",
+        "after the reference was asked, the reference stays in the policy's place",
+        "genrl_core/weights.py",
+        "            self._policy.network = before\n",
+        "            assert before\n",
+        TRAINER + "test_a_slot_comes_back_after_an_error",
+    ),
+    Mutation(
+        "no_all_reduce",
+        "B11: gradients are not summed over ranks, every process trains its own model",
+        "genrl_core/runtime.py",
+        "torch.distributed.all_reduce(parameter.grad)",
+        "assert parameter.grad is not None",
+        TRAINER + "test_two_processes_equal_one",
+    ),
+    # From samples to advantages.
+    Mutation(
+        "failed_reward_is_zero",
+        "a reward that raises counts as 0 for all its samples",
+        "genrl_core/collect.py",
+        "    except Exception as error:\n        raise RewardError(",
+        "    except Exception as error:\n        return torch.zeros(len(prompts)).double()\n"
+        "        raise RewardError(",
+        TRAINER + "test_a_broken_reward_stops_the_run",
+    ),
+    Mutation(
+        "missing_reward_is_zero",
+        "a reward of None counts as 0",
+        "genrl_core/collect.py",
+        'values = [float("nan") if value is None',
+        "values = [0.0 if value is None",
+        FAULTS + "test_a_missing_reward_is_not_a_reward_of_zero",
+    ),
+    Mutation(
+        "missing_reward_has_an_advantage",
+        "a sample without a reward is pushed away from its group's mean",
+        "genrl_core/advantage.py",
+        "return torch.where(valid, difference, torch.zeros_like(reward))",
+        "return difference",
+        NUMBERS + "test_advantages_match_numpy",
+    ),
+    Mutation(
+        "biased_deviation",
+        "advantages are divided by the biased standard deviation",
+        "genrl_core/advantage.py",
+        "/ (count - 1).clamp(min=1)",
+        "/ count.clamp(min=1)",
+        NUMBERS + "test_advantages_match_numpy",
+    ),
+    Mutation(
+        "filter_ignored",
+        "B12: spreads are measured and every group is kept",
+        "genrl_core/collect.py",
+        "keep = self._filter.keep(spread) if self._config.active else [True] * len(spread)",
+        "keep = [True] * len(spread)",
+        TRAINER + "test_filter_drops_and_resamples_up_to_its_limit",
+    ),
+    Mutation(
+        "rejected_spreads_forgotten",
+        "rejected groups stay out of the filter's history, and its percentile creeps upwards",
+        "genrl_core/filters.py",
+        "self._history.extend(values)",
+        "self._history.extend(v for v, flag in zip(values, kept, strict=True) if flag)",
+        NUMBERS + "test_percentile_filter_rejects_its_share_in_the_long_run",
+    ),
+    Mutation(
+        "rewards_of_other_samples",
+        "after a group was rejected the others get the rewards of the first ones",
+        "genrl_core/collect.py",
+        "rewards.append(reward[inside])",
+        "rewards.append(reward[: int(inside.sum())])",
+        FAULTS + "test_numbers_stay_with_their_samples",
+    ),
+    Mutation(
+        "prompts_of_other_samples",
+        "samples are drawn under the prompts of their neighbours in the forward",
+        "genrl_core/collect.py",
+        "take(encoded, index)",
+        "take(encoded, index.flip(0))",
+        FAULTS + "test_numbers_stay_with_their_samples",
+    ),
+    Mutation(
+        "resampling_repeats_the_draws",
+        "new attempts start the same random streams and draw the rejected samples again",
+        "genrl_core/plan.py",
+        "return plan_of(seed, iteration, attempt, picked",
+        "return plan_of(seed, iteration, 0, picked",
+        FAULTS + "test_numbers_stay_with_their_samples",
+    ),
+    Mutation(
+        "global_draw_of_the_steps",
+        "which steps are trained depends on torch's global generator",
+        "genrl_core/steps.py",
+        "order = streams.uniform(calls).T.argsort(0)",
+        "order = torch.rand(samples, calls).T.argsort(0)",
+        TRAINER + "test_global_seeds_change_nothing",
+    ),
+    # What is resumed, and what is refused.
+    Mutation(
+        "filter_not_saved",
+        "a checkpoint holds a filter without history",
+        "genrl_core/trainer.py",
+        '"filter": self._filter.state_dict(),',
+        '"filter": GroupFilter(self.recipe.filter).state_dict(),',
+        TRAINER + "test_resume_is_bit_identical",
+    ),
+    Mutation(
+        "scheduler_not_restored",
+        "a resumed run starts its learning-rate schedule from the beginning",
+        "genrl_core/trainer.py",
+        'self._scheduler.last_epoch = state["scheduler_step"]',
+        'assert "scheduler_step" in state',
+        TRAINER + "test_resume_is_bit_identical",
+    ),
+    Mutation(
+        "hashes_not_compared",
+        "a checkpoint's files are measured and not hashed",
+        "genrl_core/manifest.py",
+        "return None if _sha256(file) == digest else",
+        "return None if _sha256(file) else",
+        CHECKPOINT + "test_damage_is_named_and_the_older_one_taken",
+    ),
+    Mutation(
+        "unknown_keys_ignored",
+        "a misspelt key of a recipe falls back to the default",
+        "genrl_core/config.py",
+        'extra="forbid"',
+        'extra="ignore"',
+        RECIPE + "test_mistakes_are_one_line_with_the_place_and_the_way_out",
+    ),
+    Mutation(
+        "deterministic_sampler_accepted",
+        "an objective on steps trains with a sampler that has no step densities",
+        "genrl_core/negotiate.py",
+        "        for capability in sorted(config.needs() | {_VIEW_NEEDS[view]}",
+        "        for capability in sorted(config.needs() - {_VIEW_NEEDS[view]}",
+        NEGOTIATE + "test_what_cannot_work_is_refused_with_the_way_out",
+    ),
+)
+
+
+# What is checked before anything runs.
+
+
+def mutated(mutation: Mutation, root: Path) -> str:
+    """The source of the mutation's file with the bug in it.
+
+    Raises:
+        ValueError: its text does not stand there exactly once, or the result is no Python.
+    """
+    source = (root / mutation.path).read_text(encoding="utf-8")
+    if (count := source.count(mutation.old)) != 1:
+        raise ValueError(
+            f"{mutation.name}: {mutation.old!r} stands {count} times in {mutation.path}, not once: "
+            "write the mutation anew for the code as it is now"
+        )
+    broken = source.replace(mutation.old, mutation.new)
+    try:
+        same = ast.dump(ast.parse(broken)) == ast.dump(ast.parse(source))
+    except SyntaxError as error:
+        raise ValueError(f"{mutation.name}: the mutated {mutation.path} is no Python") from error
+    if same:
+        raise ValueError(f"{mutation.name} changes nothing")
+    return broken
+
+
+def test_is_known(test: str, root: Path) -> bool:
+    """Whether the test function of an id stands in its file."""
+    path, _, name = test.partition("::")
+    if not (root / path).is_file():
+        return False
+    tree = ast.parse((root / path).read_text(encoding="utf-8"))
+    known = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return name.partition("[")[0] in known
+
+
+def problems(mutations: Sequence[Mutation], root: Path) -> Iterator[str]:
+    """What is wrong with the list itself, a sentence each."""
+    names = [mutation.name for mutation in mutations]
+    yield from (f"two mutations are called {n}" for n in sorted(set(names)) if names.count(n) > 1)
+    for mutation in mutations:
+        try:
+            mutated(mutation, root)
+        except (ValueError, OSError) as error:
+            yield str(error)
+        if not test_is_known(mutation.test, root):
+            yield f"{mutation.name}: there is no test {mutation.test}"
+
+
+# In the child: the pytest plugin.
+
+_ended: dict[str, list[str]] = {}
+"""How every test ended: empty where it passed, else the exception and its parents."""
+
+
+def pytest_sessionstart() -> None:
+    """Refuse to test anything but the copy."""
+    if TREE not in os.environ:
+        return
+    import genrl_core
+    import genrl_masked
+    import genrl_objectives
+
+    modules: tuple[ModuleType, ...] = (genrl_core, genrl_masked, genrl_objectives)
+    for module in modules:
+        place = Path(str(module.__file__))
+        if not place.is_relative_to(os.environ[TREE]):
+            raise pytest.UsageError(f"{module.__name__} was imported from {place}, not the copy")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[pytest.TestReport]:
+    report = yield
+    if call.excinfo is not None:
+        errors = [parent.__name__ for parent in call.excinfo.type.__mro__]
+        _ended[item.nodeid] = errors if call.when == "call" else [f"error in {call.when}"]
+    elif call.when == "call":
+        _ended[item.nodeid] = []
+    return report
+
+
+def pytest_sessionfinish() -> None:
+    if REPORT in os.environ:
+        Path(os.environ[REPORT]).write_text(json.dumps(_ended), encoding="utf-8")
+
+
+# In the parent.
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pytest process: its exit code (None: it hung), how its tests ended, and its seconds."""
+
+    code: int | None
+    ended: Mapping[str, list[str]]
+    seconds: float
+    output: str
+
+    def of(self, test: str) -> dict[str, list[str]]:
+        """How the cases of a test ended."""
+        return {n: e for n, e in self.ended.items() if n == test or n.startswith(f"{test}[")}
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy what the tests need, without compiled files: those could outlive a mutation."""
+    for name in COPIED:
+        if (source / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", ".*")
+            shutil.copytree(source / name, target / name, ignore=ignored)
+        elif (source / name).is_file():
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / name, target / name)
+
+
+def run_tests(tree: Path, tests: Sequence[str], *options: str) -> Run:
+    """Run tests in a tree, importing nothing of ours from elsewhere."""
+    report = tree / "mutation_report.json"
+    paths = [str(tree / "plugins"), str(tree), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1", TREE: str(tree), REPORT: str(report),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "tests.mutations", "--durations=0", *options, *tests]
+    start = time.perf_counter()
+    code: int | None = None
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, timeout=TIMEOUT, check=False,
+        )  # fmt: skip
+        code, output = done.returncode, done.stdout
+    except subprocess.TimeoutExpired:
+        output = f"no end after {TIMEOUT:g} s"
+    ended = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    return Run(code, ended, time.perf_counter() - start, output)
+
+
+def unharmed(snapshot: Path, tests: Sequence[str]) -> list[str]:
+    """The named tests that do not pass without any bug, each with the reason."""
+    run = run_tests(snapshot, tests)
+    wrong = []
+    for test in tests:
+        cases = run.of(test)
+        failed = {name: errors for name, errors in cases.items() if errors}
+        if failed or not cases:
+            wrong.append(f"{test}: {failed or 'did not run'}")
+    return [*wrong, run.output[-3000:]] if wrong or run.code != 0 else []
+
+
+def survived(mutation: Mutation, run: Run) -> str:
+    """Why a mutation does not count as caught; empty where it does."""
+    wanted = {mutation.error} if mutation.error else {"AssertionError", "Failed"}
+    failures = [errors for errors in run.of(mutation.test).values() if errors]
+    if run.code == 1 and any(wanted & set(errors) for errors in failures):
+        return ""
+    if run.code == 0:
+        return "SURVIVED: the test passes"
+    found = "; ".join(errors[0] for errors in failures) or "no failure of the test itself"
+    last = "\n".join(run.output.splitlines()[-15:])
+    return f"UNCLEAR: pytest ended with {run.code}, {found}; wanted {' or '.join(wanted)}\n{last}"
+
+
+def attempt(mutation: Mutation, snapshot: Path) -> tuple[str, float]:
+    """Run one mutation in a copy of its own: why it survived, and the seconds it took."""
+    with tempfile.TemporaryDirectory(prefix="genrl-mutation-") as folder:
+        tree = Path(folder).resolve() / "tree"
+        copy_tree(snapshot, tree)
+        (tree / mutation.path).write_text(mutated(mutation, snapshot), encoding="utf-8")
+        run = run_tests(tree, [mutation.test], "-x")
+    return survived(mutation, run), run.seconds
+
+
+def row(mutation: Mutation, verdict: str, seconds: float | None = None) -> str:
+    """A mutation in the table."""
+    time_taken = "" if seconds is None else f"{seconds:.1f} s"
+    gap = " " * 10
+    return f"{verdict:9} {mutation.name:32} {time_taken:>7}\n{gap}{mutation.what}\n{gap}{mutation.test}"
+
+
+def run_all(mutations: Sequence[Mutation], processes: int) -> int:
+    """Run the mutations and their tests without them; print the table; the number of failures."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="genrl-snapshot-") as folder:
+        snapshot = Path(folder).resolve() / "tree"
+        copy_tree(ROOT, snapshot)
+        if wrong := list(problems(mutations, snapshot)):
+            print("\n".join(wrong))
+            return len(wrong)
+        # The slow test first, so that it does not end alone.
+        ordered = sorted(mutations, key=lambda m: m.name != "no_all_reduce")
+        work: dict[Future[tuple[str, float]], Mutation] = {}
+        failures = 0
+        with ThreadPoolExecutor(processes) as pool:
+            tests = list(dict.fromkeys(mutation.test for mutation in mutations))
+            sound = pool.submit(unharmed, snapshot, tests)
+            one: Callable[[Mutation], tuple[str, float]] = partial(attempt, snapshot=snapshot)
+            for mutation in ordered:
+                work[pool.submit(one, mutation)] = mutation
+            for done in as_completed(work):
+                why, seconds = done.result()
+                failures += bool(why)
+                print(row(work[done], "MISSED" if why else "caught", seconds), flush=True)
+                if why:
+                    print(why, flush=True)
+        for line in (broken := sound.result()):
+            print(line)
+        failures += bool(broken)
+    caught = len(mutations) - (failures - bool(broken))
+    state = "do NOT all pass" if broken else "pass"
+    print(
+        f"{caught} of {len(mutations)} mutations caught; their {len(tests)} tests {state} without "
+        f"them; {time.perf_counter() - start:.0f} s"
+    )
+    return failures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--list", action="store_true", help="print the mutations and run nothing")
+    parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="these alone")
+    parser.add_argument("--processes", type=int, default=2, help="how many run at once")
+    arguments = parser.parse_args()
+    names = [mutation.name for mutation in MUTATIONS]
+    if unknown := [name for name in arguments.only if name not in names]:
+        parser.error(f"no mutation is called {', '.join(unknown)}; --list names them")
+    chosen = [m for m in MUTATIONS if not arguments.only or m.name in arguments.only]
+    if arguments.list:
+        for mutation in chosen:
+            print(row(mutation, "bug"))
+        return 0
+    return int(run_all(chosen, max(1, arguments.processes)) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
