@@ -271,8 +271,9 @@ def _dry_run(recipe: Recipe, runtime: Runtime) -> None:
         print(f"iteration   {train.num_prompts} prompts x {train.num_generations} samples")
         print(f"memory      {_mib(size + extra + copies)} weights, gradients, optimizer, slots")
         print(f"            {_mib(saved)} saved for backward, all chunks of the update together")
+        width = max(map(len, record.metrics)) + 2
         for name, value in record.metrics.items():
-            print(f"{name:<20}{value:.6g}")
+            print(f"{name:<{width}}{value:.6g}")
 
 
 def _mib(size: int) -> str:

@@ -1,4 +1,4 @@
-"""The list of `tests/mutations.py` fits the code as it is; the command itself runs outside pytest."""
+"""The list of `tests/mutations.py` fits the code as it is; the command itself runs elsewhere."""
 
 import importlib.util
 import sys
@@ -31,7 +31,6 @@ def test_a_list_that_rots_is_noticed(mutations: ModuleType) -> None:
     rotten = {
         "stands 0 times": replace(sound, old="no such text"),
         "times in": replace(sound, old="return"),
-        "changes nothing": replace(sound, new=sound.old),
         "is no Python": replace(sound, new="return ("),
         "there is no test": replace(sound, test=sound.test + "_at_all"),
     }
