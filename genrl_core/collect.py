@@ -17,6 +17,7 @@ from genrl_core.records import Media, Plan, Prompt, Streams, Tensors, Terms, Tra
 from genrl_core.reward import Reward
 from genrl_core.runtime import Runtime
 from genrl_core.sampler import Sampler
+from genrl_core.weights import Slots
 
 
 @dataclass(frozen=True)
@@ -117,13 +118,14 @@ class Collector:
     """Draws, judges and filters the samples of an iteration."""
 
     def __init__(
-        self, policy: Policy, sampler: Sampler, rewards: Mapping[str, tuple[float, Reward]],
+        self, sampler: Sampler, rewards: Mapping[str, tuple[float, Reward]],
         group_filter: GroupFilter, config: FilterConfig, runtime: Runtime,
-        samples_per_forward: int,
+        samples_per_forward: int, slots: Slots, slot: str = "current",
     ):  # fmt: skip
-        self._policy, self._sampler, self._rewards = policy, sampler, rewards
+        self._sampler, self._rewards = sampler, rewards
         self._filter, self._config, self._runtime = group_filter, config, runtime
         self._samples_per_forward = samples_per_forward
+        self._slots, self._slot = slots, slot
         self._seconds = {"rollout": 0.0, "reward": 0.0}
 
     def collect(self, plan: Callable[[int, int], Plan], groups: int) -> Rollout:
@@ -154,7 +156,8 @@ class Collector:
         rows = mine.nonzero().flatten()
         start = time.perf_counter()
         local = plan.select(rows)
-        trajectory, media = draw(self._policy, self._sampler, local, self._samples_per_forward)
+        with self._slots.active(self._slot) as policy:
+            trajectory, media = draw(policy, self._sampler, local, self._samples_per_forward)
         if not own:
             rows, none = rows[:0], rows[:0]
             trajectory, media, local = trajectory.select(none), media.select([]), plan.select(none)
@@ -226,6 +229,7 @@ class Collector:
             Trajectory.concat(trajectories), torch.cat(columns), Trajectory.concat(terms).terms,
             reward, torch.cat(validity), torch.cat(groups), tuple(plans), Media.concat(media),
             tuple(prompts), metrics, f"reward {bad[0]!r} is not finite" if bad else None,
+            self._slot == "current",
         )  # fmt: skip
 
     def _metrics(

@@ -162,8 +162,41 @@ class FilterConfig(Schema):
         return self.min_spread is not None or self.spread_percentile is not None
 
 
+class LoraConfig(Schema):
+    """Train low-rank adapters (arXiv 2106.09685, by peft) instead of the network's weights."""
+
+    rank: Count = Field(description="rank of every adapter")
+    alpha: Count | None = Field(None, description="scale times rank; silent: the rank")
+    target_modules: list[str] | None = Field(
+        None, description="names of the modules that get one; silent: the policy's choice"
+    )
+
+
+class FollowConfig(Schema):
+    """A slot that follows the current weights, once per iteration."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="share that the slot keeps of itself; 0 copies the current weights"
+    )
+    ramp: Positive | None = Field(
+        None, description="with it the share is min(decay, ramp x iteration), as DiffusionNFT's"
+    )
+
+    def share(self, iteration: int) -> float:
+        """What the slot keeps after ``iteration`` iterations."""
+        return self.decay if self.ramp is None else min(self.decay, self.ramp * iteration)
+
+
 class WeightsConfig(Schema):
     """Weight slots beside the current one. The reference slot exists whenever it is needed."""
+
+    lora: LoraConfig | None = Field(None, description="train adapters; the rest is frozen")
+    ema: FollowConfig | None = Field(
+        None, description="an average of the weights, which evaluations and samples then use"
+    )
+    old: FollowConfig = Field(
+        FollowConfig(decay=0.0), description="the lagging weights that some objectives draw with"
+    )
 
 
 class PromptsConfig(Schema):

@@ -20,10 +20,12 @@ class Policy(ABC):
         network: the module whose parameters are trained.
         combine_draws: whether a bound over several draws is one weighted sum per sample (True) or
             one term per draw (False).
+        lora_targets: names of the modules that LoRA adapts where the recipe is silent.
     """
 
     network: nn.Module
     combine_draws: bool = False
+    lora_targets: Sequence[str] = ()
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt]) -> Tensors:

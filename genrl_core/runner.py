@@ -304,7 +304,8 @@ def sample(
     chosen = recipe.run.seed if seed is None else seed
     plan = plan_of(chosen, 0, 0, asked, num, runtime.device)
     sampler = recipe.sampler_for().build()
-    _, media = draw(trainer.policy, sampler, plan, recipe.train.samples_per_forward)
+    with trainer.in_use() as policy:
+        _, media = draw(policy, sampler, plan, recipe.train.samples_per_forward)
     if media.pixels is None:
         pairs = zip(plan.sample_prompts(), media.texts, strict=True)
         out.write_text("".join(f"{p.text}\t{t}\n" for p, t in pairs), encoding="utf-8")

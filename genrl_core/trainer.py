@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from genrl_core import build, checkpoint
 from genrl_core.collect import Collector
+from genrl_core.config import FollowConfig
 from genrl_core.errors import CheckpointError, GenRLError, RecipeError
 from genrl_core.evaluate import Evaluation, evaluate
 from genrl_core.filters import GroupFilter
@@ -82,15 +84,26 @@ class Trainer:
         self.prompts = load_prompts(_required(recipe.prompts.file, "prompts.file"))
         held_out = recipe.prompts.evaluate
         self.held_out = load_prompts(held_out) if held_out else ()
-        self.slots = Slots(self.policy)
-        self.runtime.broadcast_(p.data for p in self.slots.trainable.values())
         self._sides = _sides(recipe)
+        base = fingerprint(self.policy.network)
+        self.slots = Slots(self.policy, recipe.weights.lora, recipe.run.seed)
+        self.runtime.broadcast_(p.data for p in self.slots.trainable.values())
         needs = frozenset().union(*(side.needs for side in self._sides))
         mixed = {slot for side in self._sides for mix in side.mixtures for slot in mix}
-        self._reference_hash = ""
-        if needs & {"reference", "kl_reference"} or "reference" in mixed:
+        reference = bool(needs & {"reference", "kl_reference"}) or "reference" in mixed
+        if reference:
             self.slots.freeze("reference")
-            self._reference_hash = fingerprint(self.policy.network)
+        # What a checkpoint does not hold must be the same when a run is resumed.
+        self._base_hash = base if reference or recipe.weights.lora is not None else ""
+        members = [objective for side in self._sides for _, _, objective in side.members]
+        draws = {objective.draw_with for objective in members}
+        self._followers: dict[str, FollowConfig] = {}
+        if "old" in draws or "old" in mixed or "kl_old" in needs:
+            self._followers["old"] = recipe.weights.old
+        if recipe.weights.ema is not None:
+            self._followers["ema"] = recipe.weights.ema
+        for name in self._followers:
+            self.slots.freeze(name)
         parameters = list(self.slots.trainable.values())
         self.optimizer = (
             build.build_optimizer(self.slots.trainable.items(), recipe.train)
@@ -100,8 +113,8 @@ class Trainer:
         self._scheduler = build.build_scheduler(self.optimizer, recipe.train)
         self._filter = GroupFilter(recipe.filter)
         self._collector = Collector(
-            self.policy, self.sampler, self.rewards, self._filter, recipe.filter, self.runtime,
-            recipe.train.samples_per_forward,
+            self.sampler, self.rewards, self._filter, recipe.filter, self.runtime,
+            recipe.train.samples_per_forward, self.slots, "old" if "old" in draws else "current",
         )  # fmt: skip
         self._learner = Learner(
             self.policy, self.sampler, self.slots, self._sides, recipe.train, recipe.advantage,
@@ -130,6 +143,8 @@ class Trainer:
         rate = float(self.optimizer.param_groups[0]["lr"])
         learned, problem = self._learner.learn(rollout, seed, self.iteration)
         self.iteration += 1
+        for name, follow in self._followers.items():
+            self.slots.advance(name, follow.share(self.iteration))
         self._guard(problem)
         now = time.perf_counter()
         metrics = {"iteration": float(self.iteration), "learning_rate": rate} | rollout.metrics
@@ -159,12 +174,17 @@ class Trainer:
         sampler = self.sampler
         if not self._sampler_injected:
             sampler = recipe.sampler_for(**overrides).build()
-        return evaluate(
-            self.policy, sampler, self.held_out, seed=recipe.run.seed,
-            num_generations=recipe.evaluate.num_generations,
-            samples_per_forward=recipe.train.samples_per_forward, measures=self.measures,
-            rewards=self.rewards, runtime=self.runtime,
-        )  # fmt: skip
+        with self.in_use() as policy:
+            return evaluate(
+                policy, sampler, self.held_out, seed=recipe.run.seed,
+                num_generations=recipe.evaluate.num_generations,
+                samples_per_forward=recipe.train.samples_per_forward, measures=self.measures,
+                rewards=self.rewards, runtime=self.runtime,
+            )  # fmt: skip
+
+    def in_use(self) -> AbstractContextManager[Policy]:
+        """The policy under the weights that evaluations and samples use: the average, if any."""
+        return self.slots.active("ema" if "ema" in self._followers else "current")
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint on rank 0; every rank may call it."""
@@ -173,13 +193,14 @@ class Trainer:
         tensors, optimizer = checkpoint.optimizer_tensors(self.optimizer)
         state = {
             "recipe": self.recipe.digest(),
-            "reference": self._reference_hash,
+            "base": self._base_hash,
             "optimizer": optimizer,
             "scheduler_step": self._scheduler.last_epoch,
             "filter": self._filter.state_dict(),
             "skipped": self._skipped,
         }
         groups = {"policy": self.slots.state_dict(), "optimizer": tensors}
+        groups |= {f"slot_{name}": self.slots.state_dict(name) for name in self._followers}
         checkpoint.save(folder, self.iteration, groups, state, self.recipe.save.keep)
 
     def restore(self, snapshot: checkpoint.Snapshot) -> None:
@@ -194,13 +215,15 @@ class Trainer:
                 f"{snapshot.path} was written by another recipe: resume with the run's own "
                 "recipe.resolved.yaml, or start a new run with policy.weights set to this folder"
             )
-        if state["reference"] != self._reference_hash:
+        if state["base"] != self._base_hash:
             raise CheckpointError(
                 f"the reference weights of {snapshot.path} cannot be rebuilt: policy.weights gives "
                 "other weights than when the run began"
             )
         try:
             self.slots.load_state_dict(dict(snapshot.tensors["policy"]))
+            for name in self._followers:
+                self.slots.load_state_dict(dict(snapshot.tensors[f"slot_{name}"]), name)
         except ValueError as error:
             raise CheckpointError(f"{snapshot.path} holds another network: {error}") from error
         checkpoint.load_optimizer(
@@ -235,11 +258,16 @@ def train(
 
 def _train_base(recipe: Recipe, notify: build.Notify) -> dict[str, Tensor]:
     """The weights that a recipe ends with, trained by this process alone."""
+    if recipe.weights.lora is not None:
+        raise RecipeError(f"{recipe.name} trains adapters: it cannot be the base of another recipe")
     trainer = Trainer(recipe, runtime=Runtime(recipe.run.device, alone=True), notify=notify)
     losses = [trainer.step().metrics["loss"] for _ in range(recipe.train.iterations)]
     if losses and not math.isfinite(losses[-1]):
         raise GenRLError(f"{recipe.name} ended with loss {losses[-1]}")
-    return {name: tensor.clone() for name, tensor in trainer.slots.state_dict().items()}
+    with trainer.in_use() as policy:
+        buffers = {f"buffer.{name}": b for name, b in policy.network.named_buffers()}
+        found = dict(policy.network.named_parameters()) | buffers
+        return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
 def _required(value: Any, name: str) -> Any:
@@ -262,11 +290,5 @@ def _sides(recipe: Recipe) -> Sequence[Side]:
     members: dict[str, list[tuple[str, float, Objective]]] = {}
     views = resolve_views(recipe)
     for label, config in recipe.objective.items():
-        objective = config.build()
-        if objective.draw_with != "current":
-            raise RecipeError(
-                f"objective.{label} learns from samples of the slot {objective.draw_with!r}, which "
-                "nothing fills yet: choose an objective that draws with the current weights"
-            )
-        members.setdefault(views[label], []).append((label, config.weight, objective))
+        members.setdefault(views[label], []).append((label, config.weight, config.build()))
     return [Side(view, tuple(found)) for view, found in members.items()]

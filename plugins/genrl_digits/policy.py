@@ -19,6 +19,8 @@ class DigitsMaskedPolicy(MaskedPolicy):
         RecipeError: ``policy.weights`` is neither ``recipe:NAME`` nor a folder of GenRL.
     """
 
+    lora_targets = ("query_key_value", "output", "up", "down")
+
     def __init__(self, config: DigitsMaskedConfig):
         if config.weights is not None:
             raise RecipeError(

@@ -1,0 +1,194 @@
+"""Weight slots: who trains after every switch, LoRA, the average and the lagging weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genrl_core import checkpoint
+from genrl_core.config import LoraConfig
+from genrl_core.errors import RecipeError
+from genrl_core.objective import Objective
+from genrl_core.recipe import Recipe
+from genrl_core.records import Batch
+from genrl_core.toys import ToyCanvas
+from genrl_core.trainer import Trainer
+from genrl_core.weights import Slots
+
+Make = Callable[..., Recipe]
+
+
+class Layers(nn.Module):
+    """A network with linear layers over the toy's canvas."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first = nn.Linear(27, 8, dtype=torch.float64)
+        self.last = nn.Linear(8, 6, dtype=torch.float64)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.normal_(0.0, 0.5, generator=generator)
+
+    def forward(self, state: Tensor) -> Tensor:
+        hidden = self.first(nn.functional.one_hot(state, 27).double()).tanh()
+        found: Tensor = self.last(hidden).unflatten(-1, (3, 2))
+        return found
+
+
+class Layered(ToyCanvas):
+    lora_targets = ("first", "last")
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            self.network = Layers()
+
+
+LORA = LoraConfig(rank=2)
+
+
+def trained(policy: ToyCanvas) -> set[str]:
+    return {name for name, p in policy.network.named_parameters() if p.requires_grad}
+
+
+def test_only_the_current_adapter_trains_after_every_switch() -> None:
+    policy = Layered()
+    slots = Slots(policy, LORA)
+    wanted = set(slots.trainable)
+    assert wanted
+    assert all("lora_" in name and ".current." in name for name in wanted)
+    slots.freeze("reference")
+    slots.freeze("old")
+    slots.freeze("ema")
+    assert trained(policy) == wanted
+    for name in ("reference", "old", "ema", "current", "old"):
+        with slots.active(name):
+            assert trained(policy) == wanted
+        assert trained(policy) == wanted
+
+
+def test_adapters_answer_for_their_slot() -> None:
+    policy, plain = Layered(), Layered()
+    slots = Slots(policy, LORA)
+    slots.freeze("reference")
+    slots.freeze("old")
+    state = torch.arange(27)
+    torch.testing.assert_close(policy.network(state), plain.network(state))
+    with torch.no_grad():
+        for parameter in slots.trainable.values():
+            parameter.add_(0.3)
+    moved = policy.network(state)
+    assert (moved - plain.network(state)).abs().max() > 0.05
+    for name in ("reference", "old"):
+        with slots.active(name) as other:
+            torch.testing.assert_close(other.network(state), plain.network(state))
+    torch.testing.assert_close(policy.network(state), moved)
+    slots.advance("old", 0.0)
+    with slots.active("old") as other:
+        torch.testing.assert_close(other.network(state), moved)
+
+
+def test_adapters_start_from_the_seed_and_leave_the_global_one() -> None:
+    before = torch.random.get_rng_state()
+    first, second, other = (Slots(Layered(), LORA, seed) for seed in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    name = next(name for name in first.trainable if "lora_A" in name)
+    assert torch.equal(first.trainable[name], second.trainable[name])
+    assert not torch.equal(first.trainable[name], other.trainable[name])
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_slot_follows_with_its_decay(lora: LoraConfig | None) -> None:
+    policy = Layered()
+    slots = Slots(policy, lora)
+    slots.freeze("ema")
+    start = {name: p.detach().clone() for name, p in slots.trainable.items()}
+    with torch.no_grad():
+        for parameter in slots.trainable.values():
+            parameter.add_(1.0)
+    slots.advance("ema", 0.75)
+    for name, tensor in slots.state_dict("ema").items():
+        torch.testing.assert_close(tensor, start[name] + 0.25)
+
+
+def test_modules_to_adapt_must_exist() -> None:
+    with pytest.raises(RecipeError, match="names no modules for LoRA"):
+        Slots(ToyCanvas(), LORA)
+    wrong = LoraConfig(rank=2, target_modules=["nothing"])
+    with pytest.raises(RecipeError, match=r"weights\.lora"):
+        Slots(Layered(), wrong)
+
+
+class DrawnByOld(Objective):
+    """REINFORCE on samples of the lagging weights, corrected by the ratio."""
+
+    draw_with = "old"
+    needs = frozenset({"old"})
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        ratio = (batch.log_probs - batch.need("old")).exp()
+        return batch.reduce(-ratio * batch.advantage), {"ratio_mean": ratio}
+
+
+def with_old(recipe: Recipe) -> Trainer:
+    config = recipe.objective["grpo"]
+    object.__setattr__(config, "build", DrawnByOld)
+    return Trainer(recipe)
+
+
+def test_objectives_may_draw_with_lagging_weights(toy_recipe: Make) -> None:
+    """The slot copies the weights after every iteration, and its ratio is 1 only then."""
+    fresh = with_old(toy_recipe("toy_canvas"))
+    assert [fresh.step().metrics["ratio_mean"] for _ in range(3)] == pytest.approx([1.0] * 3)
+    lagging = with_old(toy_recipe("toy_canvas", "weights.old.decay=0.9", "train.learning_rate=0.2"))
+    ratios = [lagging.step().metrics["ratio_mean"] for _ in range(4)]
+    assert ratios[0] == pytest.approx(1.0)
+    assert max(abs(ratio - 1.0) for ratio in ratios[1:]) > 1e-3
+    with lagging.slots.active("old") as policy:
+        assert policy.network is not lagging.slots._network
+
+
+RESUMED = ["weights.lora={rank: 2}", "weights.ema={decay: 0.8}", "objective.kl={weight: 0.1}",
+           "train.iterations=5", "train.num_updates=2"]  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [[], ["weights.lora=null"]], ids=["lora", "full"])
+def test_resume_with_followers_is_bit_identical(
+    toy_recipe: Make, tmp_path: Path, more: list[str]
+) -> None:
+    recipe = toy_recipe("toy_canvas", *RESUMED, *more)
+    straight = Trainer(recipe, policy=Layered())
+    wanted = [straight.step().metrics for _ in range(5)]
+    first = Trainer(recipe, policy=Layered())
+    for _ in range(2):
+        first.step()
+    first.save(tmp_path)
+    newest, _ = checkpoint.latest(tmp_path)
+    assert newest is not None
+    second = Trainer(recipe, policy=Layered())
+    second.restore(checkpoint.load(newest))
+    for expected in wanted[2:]:
+        found = second.step().metrics
+        timeless = {k: v for k, v in expected.items() if not k.startswith("seconds")}
+        assert timeless == {k: found[k] for k in timeless}
+    for name in ("current", "ema"):
+        ours, theirs = straight.slots.state_dict(name), second.slots.state_dict(name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert straight.evaluate().metrics == second.evaluate().metrics
+
+
+def test_lora_learns_and_evaluates_with_the_average(toy_recipe: Make) -> None:
+    recipe = toy_recipe(
+        "toy_canvas", "weights.lora={rank: 4}", "weights.ema={decay: 0.5}", "train.iterations=40",
+        "train.learning_rate=0.05",
+    )  # fmt: skip
+    trainer = Trainer(recipe, policy=Layered())
+    frozen = {n: p.clone() for n, p in trainer.policy.network.named_parameters() if "lora" not in n}
+    rewards = [trainer.step().metrics["reward"] for _ in range(40)]
+    assert sum(rewards[-8:]) / 8 > sum(rewards[:8]) / 8 + 0.25
+    now = dict(trainer.policy.network.named_parameters())
+    assert all(torch.equal(frozen[name], now[name]) for name in frozen)
+    with trainer.in_use():
+        assert trainer.evaluate().metrics["toy_reward"] > 1.0
