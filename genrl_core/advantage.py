@@ -1,5 +1,7 @@
 """Rewards to advantages: ordinary code on global numbers, equal on every rank."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -66,3 +68,28 @@ def advantages(config: AdvantageConfig, reward: Tensor, valid: Tensor, group: Te
     if config.clip is not None:
         difference = difference.clamp(-config.clip, config.clip)
     return torch.where(valid, difference, torch.zeros_like(reward))
+
+
+def normalised_then_summed(
+    config: AdvantageConfig, rewards: Iterable[tuple[float, Tensor]], valid: Tensor, group: Tensor
+) -> Tensor:
+    """Each reward normalised within its group, weighted, summed, then normalised over the batch.
+
+    GDPO, as TRL's ``normalize_then_sum``: a reward of a large scale does not drown the others. A sample without
+    one of the rewards takes no part in that reward's statistics.
+
+    Args:
+        config: ``epsilon`` and ``clip`` apply; its baseline and scale do not.
+        rewards: (weight, ``[B]`` float64 with NaN where the reward does not apply).
+        valid, group: as in ``advantages``.
+
+    Returns:
+        ``[B]`` float64.
+    """
+    own = config.model_copy(update={"baseline": "group_mean", "scale": "group_std", "clip": None})
+    total = torch.zeros(len(group), dtype=torch.float64)
+    for weight, reward in rewards:
+        given = valid & ~reward.isnan()
+        total = total + weight * advantages(own, reward.nan_to_num(), given, group)
+    whole = config.model_copy(update={"baseline": "batch_mean", "scale": "batch_std"})
+    return advantages(whole, total, valid, group)

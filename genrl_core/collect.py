@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Rollout:
         media, prompts: of this rank's samples.
         metrics: of everything that was drawn, rejected groups included.
         problem: what was not finite, or None.
+        rewards: label -> (weight, ``[B]`` with NaN where the reward does not apply).
         on_policy: whether it was drawn under the current weights, so that the recorded
             log-densities hold until the first optimizer step.
     """
@@ -49,6 +50,7 @@ class Rollout:
     metrics: dict[str, float]
     problem: str | None
     on_policy: bool = True
+    rewards: Mapping[str, tuple[float, Tensor]] = field(default_factory=dict)
 
     def streams(self, purpose: str) -> Streams:
         """Fresh random streams of this rank's samples."""
@@ -200,7 +202,7 @@ class Collector:
         return summed, given.any(0)
 
     def _assemble(self, parts: list[_Part], kept: list[Tensor], spread: Tensor) -> Rollout:
-        chosen, trajectories, media, plans, prompts = [], [], [], [], []
+        trajectories, media, plans, prompts = [], [], [], []
         columns, rewards, validity, groups, terms = [], [], [], [], []
         offset = first_group = 0
         drawn = []
@@ -220,16 +222,21 @@ class Collector:
             groups.append((keep.cumsum(0) - 1)[part.group[inside]] + first_group)
             matrices = {n: m[:, inside] for n, m in part.terms.matrices()}
             terms.append(Trajectory({}, {}, {}, part.terms.with_matrices(matrices)))
-            chosen.append(inside)
             offset, first_group = offset + int(inside.sum()), first_group + int(keep.sum())
         reward = torch.cat(rewards)
+        apart = {
+            name: (weight, torch.cat([
+                part.rewards[name][keep[part.group]] for part, keep in zip(parts, kept, strict=True)
+            ]))
+            for name, (weight, _) in self._rewards.items()
+        }  # fmt: skip
         metrics = self._metrics(parts, torch.cat(drawn), spread, torch.cat(kept))
         bad = [n for p in parts for n, v in p.rewards.items() if v.isinf().any()]
         return Rollout(
             Trajectory.concat(trajectories), torch.cat(columns), Trajectory.concat(terms).terms,
             reward, torch.cat(validity), torch.cat(groups), tuple(plans), Media.concat(media),
             tuple(prompts), metrics, f"reward {bad[0]!r} is not finite" if bad else None,
-            self._slot == "current",
+            self._slot == "current", apart,
         )  # fmt: skip
 
     def _metrics(

@@ -112,6 +112,10 @@ class ObjectiveConfig(Component):
         """The view of the rollout it reads; None takes the view of its neighbour objective."""
         return "steps"
 
+    def joins(self) -> "tuple[View, ...]":
+        """For an objective that takes its neighbour's view: the views where it has its numbers."""
+        return ("steps",)
+
     def needs(self) -> frozenset[Capability]:
         """Capabilities that the policy and the sampler must give together."""
         return frozenset({Capability.STEP_LOGP}) if self.view_wanted() == "steps" else NONE
@@ -129,6 +133,11 @@ NonNegative = Annotated[float, Field(ge=0)]
 class AdvantageConfig(Schema):
     """How rewards become advantages."""
 
+    combine: Literal["sum", "normalise_then_sum"] = Field(
+        "sum",
+        description="several rewards: their weighted sum, or each one's group z-score, weighted, "
+        "summed and divided by the batch's deviation (GDPO), which takes the place of the rest",
+    )
     baseline: Literal["group_mean", "leave_one_out", "batch_mean", "none"] = Field(
         "group_mean", description="what is subtracted from a reward"
     )

@@ -28,8 +28,7 @@ _FROM_SAMPLER = {Capability.STEP_LOGP, Capability.STEP_KL, Capability.ENTROPY}
 
 
 def resolve_views(recipe: Recipe) -> "dict[str, View]":
-    """The view of every objective: its own, or else `steps` if a neighbour has it, else the first
-    neighbour's.
+    """The view of every objective: its own, or the first that it can join of its neighbours'.
 
     Raises:
         RecipeError: no objective has a view of its own.
@@ -38,8 +37,11 @@ def resolve_views(recipe: Recipe) -> "dict[str, View]":
     own = [view for view in wanted.values() if view is not None]
     if wanted and not own:
         raise RecipeError(str(_no_view(recipe)))
-    taken: View = "steps" if "steps" in own or not own else own[0]
-    return {label: view or taken for label, view in wanted.items()}
+    found: dict[str, View] = {}
+    for label, config in recipe.objective.items():
+        fitting = [view for view in config.joins() if view in own]
+        found[label] = wanted[label] or (fitting or own)[0]
+    return found
 
 
 def _no_view(recipe: Recipe) -> Problem:
@@ -141,6 +143,14 @@ class _Judge:
 
     def _objective(self, label: str, config: ObjectiveConfig, view: "View") -> None:
         route = ("objective", label)
+        if config.view_wanted() is None and view not in config.joins():
+            views = " or ".join(config.joins())
+            self.report(
+                route,
+                f"{label} has its numbers in the view {views}, and its neighbours have {view}. "
+                f"Choose a neighbour with view: {views}, or leave {label} out",
+            )
+            return
         if self.sampler is not None and self.sampler.supervised and view == "steps":
             self.report(
                 route,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genrl_core import gradient
-from genrl_core.advantage import advantages
+from genrl_core.advantage import advantages, normalised_then_summed
 from genrl_core.collect import Rollout
 from genrl_core.config import AdvantageConfig, TrainConfig
 from genrl_core.errors import GenRLError
@@ -103,7 +103,7 @@ class Learner:
             return {"skipped": 1.0}, rollout.problem
         if not rollout.valid.any():
             return {"skipped": 1.0}, None
-        advantage = advantages(self._advantage, rollout.reward, rollout.valid, rollout.group)
+        advantage = self._advantages(rollout)
         # Every old and reference term of all updates is evaluated before the first of them.
         updates = [[self.prepare(side, rollout, advantage, 0) for side in self._sides]]
         for update in range(1, self._train.num_updates):
@@ -126,6 +126,13 @@ class Learner:
                 problems += [problem] if problem else []
         spread = float(advantage[rollout.valid].std(correction=0))
         return _average(history) | {"advantage_std": spread}, next(iter(problems), None)
+
+    def _advantages(self, rollout: Rollout) -> Tensor:
+        if self._advantage.combine == "normalise_then_sum" and rollout.rewards:
+            return normalised_then_summed(
+                self._advantage, rollout.rewards.values(), rollout.valid, rollout.group
+            )
+        return advantages(self._advantage, rollout.reward, rollout.valid, rollout.group)
 
     def _step(
         self, prepared: Sequence[Prepared], rollout: Rollout, inside: Tensor, fresh: bool

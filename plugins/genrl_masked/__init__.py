@@ -81,7 +81,10 @@ class ConfidenceConfig(SamplerConfig):
     paper: ClassVar[str] = "arXiv 2510.13418"
     paradigm: ClassVar[str] = "masked"
 
-    num_inference_steps: Count = Field(description="unmasking steps: network calls per sample")
+    num_inference_steps: Count = Field(
+        description="unmasking steps: network calls per sample",
+        json_schema_extra={"propose": 16},
+    )
     transition: Literal["p1", "p1_plain", "p2", "ar"] = Field(
         "p1",
         description="the density of a step. p1: of the released codes and of the others' staying "

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genrl_core.advantage import advantages
+from genrl_core.advantage import advantages, normalised_then_summed
 from genrl_core.config import AdvantageConfig, FilterConfig, StepsConfig
 from genrl_core.errors import RecipeError
 from genrl_core.filters import GroupFilter
@@ -159,6 +159,23 @@ def test_equal_rewards_give_exactly_zero() -> None:
         AdvantageConfig(epsilon=0.0), reward, torch.ones(4).bool(), torch.zeros(4).long()
     )
     assert found.tolist() == [0, 0, 0, 0]
+
+
+def test_normalised_then_summed_matches_numpy() -> None:
+    """Two rewards of different scale weigh alike; one that is missing is left out."""
+    small = REWARD / 1000
+    large = torch.tensor([10.0, -5.0, 3.0, 40.0, 7.0, 1.0, math.nan]).double()
+    found = normalised_then_summed(AdvantageConfig(), [(1.0, small), (2.0, large)], VALID, GROUP)
+    total = np.zeros(7)
+    for weight, reward in ((1.0, small.numpy()), (2.0, large.numpy())):
+        for group in range(3):
+            inside = (group == GROUP).numpy() & VALID.numpy() & ~np.isnan(reward)
+            if inside.sum() > 1:
+                part = reward[inside]
+                total[inside] += weight * (part - part.mean()) / (part.std(ddof=1) + 1e-4)
+    kept = total[VALID.numpy()]
+    exact = (total - kept.mean()) / (kept.std(ddof=1) + 1e-4) * VALID.numpy()
+    assert found.numpy() == pytest.approx(exact, abs=1e-12)
 
 
 def test_single_sample_groups_and_clip() -> None:
