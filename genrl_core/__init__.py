@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from genrl_core.batch import Batch
     from genrl_core.capability import MEDIA, Capability
     from genrl_core.config import (
         NONE,
@@ -21,19 +22,17 @@ if TYPE_CHECKING:
         RecipeError,
         RewardError,
     )
-    from genrl_core.hookspecs import hookimpl
+    from genrl_core.hookspecs import Register, hookimpl
+    from genrl_core.media import Media, Prompt
     from genrl_core.negotiate import negotiate
     from genrl_core.objective import Objective, View
     from genrl_core.plugins import Registry
     from genrl_core.policy import Policy
     from genrl_core.recipe import Recipe, load_recipe
     from genrl_core.records import (
-        Batch,
         Matching,
-        Media,
         Others,
         Plan,
-        Prompt,
         Scored,
         Streams,
         Tensors,
@@ -53,24 +52,25 @@ _HOMES = {
     "RewardConfig": "config", "ObjectiveConfig": "config", "Schema": "config", "NONE": "config",
     "GenRLError": "errors", "RecipeError": "errors", "PluginError": "errors",
     "RewardError": "errors", "CheckpointError": "errors",
-    "hookimpl": "hookspecs",
+    "hookimpl": "hookspecs", "Register": "hookspecs",
     "Registry": "plugins",
     "Recipe": "recipe", "load_recipe": "recipe", "negotiate": "negotiate",
     "Policy": "policy", "Sampler": "sampler", "MarkovSampler": "sampler",
     "Transition": "sampler", "Reward": "reward", "Objective": "objective", "View": "objective",
-    "Batch": "records", "Matching": "records", "Media": "records", "Others": "records",
-    "Plan": "records", "Prompt": "records", "Scored": "records", "Streams": "records",
-    "Tensors": "records", "Terms": "records", "Trajectory": "records", "take": "records",
+    "Batch": "batch", "Media": "media", "Prompt": "media",
+    "Matching": "records", "Others": "records", "Plan": "records", "Scored": "records",
+    "Streams": "records", "Tensors": "records", "Terms": "records", "Trajectory": "records",
+    "take": "records",
     "train": "trainer",
 }  # fmt: skip
 
 __all__ = [
     "MEDIA", "NONE", "Batch", "Capability", "CheckpointError", "Component", "GenRLError",
     "MarkovSampler", "Matching", "Media", "Objective", "ObjectiveConfig", "Others", "Plan",
-    "PluginError", "Policy", "PolicyConfig", "Prompt", "Recipe", "RecipeError", "Registry",
-    "Reward", "RewardConfig", "RewardError", "Sampler", "SamplerConfig", "Schema", "Scored",
-    "Streams", "Tensors", "Terms", "Trajectory", "Transition", "View", "__version__", "hookimpl",
-    "load_recipe", "negotiate", "take", "train",
+    "PluginError", "Policy", "PolicyConfig", "Prompt", "Recipe", "RecipeError", "Register",
+    "Registry", "Reward", "RewardConfig", "RewardError", "Sampler", "SamplerConfig", "Schema",
+    "Scored", "Streams", "Tensors", "Terms", "Trajectory", "Transition", "View", "__version__",
+    "hookimpl", "load_recipe", "negotiate", "take", "train",
 ]  # fmt: skip
 
 

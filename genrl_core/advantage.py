@@ -75,8 +75,8 @@ def normalised_then_summed(
 ) -> Tensor:
     """Each reward normalised within its group, weighted, summed, then normalised over the batch.
 
-    GDPO, as TRL's ``normalize_then_sum``: a reward of a large scale does not drown the others. A sample without
-    one of the rewards takes no part in that reward's statistics.
+    GDPO, as TRL's ``normalize_then_sum``: a reward of a large scale does not drown the others. A
+    sample without one of the rewards takes no part in that reward's statistics.
 
     Args:
         config: ``epsilon`` and ``clip`` apply; its baseline and scale do not.

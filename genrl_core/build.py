@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from genrl_core import checkpoint
 from genrl_core.config import TrainConfig
 from genrl_core.errors import RecipeError
+from genrl_core.negotiate import holds_weights, unread_weights
 from genrl_core.policy import Policy
 from genrl_core.recipe import Recipe, load_recipe
 from genrl_core.runtime import Runtime
@@ -31,16 +32,18 @@ def build_policy(recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify
     unless the cache has it), a GenRL run or checkpoint folder, or whatever the policy itself loads.
 
     Raises:
-        RecipeError: the weights are missing or belong to another network.
+        RecipeError: the weights are missing, nobody loads them, or they belong to another network.
     """
     config = recipe.policy
     if config is None:
         raise RecipeError("the recipe has no policy: add `policy: {use: ...}`")
+    if (unread := unread_weights(recipe)) is not None:
+        raise RecipeError(str(unread))
     weights, tensors = config.weights, None
     if weights is not None and weights.startswith("recipe:"):
         name = weights.removeprefix("recipe:")
         tensors = _base_weights(recipe, name, runtime, train_base, notify)
-    elif weights is not None and _is_ours(Path(weights)):
+    elif weights is not None and holds_weights(Path(weights)):
         tensors = _saved_weights(Path(weights))
     if tensors is not None:
         config = config.model_copy(update={"weights": None})
@@ -50,10 +53,6 @@ def build_policy(recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify
     policy.network.to(runtime.device)
     policy.network.eval()
     return policy
-
-
-def _is_ours(path: Path) -> bool:
-    return (path / "checkpoints").is_dir() or (path / "MANIFEST.json").is_file()
 
 
 def _saved_weights(path: Path) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import typer
 from genrl_core import __version__, display
 from genrl_core.errors import GenRLError, PluginError, RecipeError
 from genrl_core.launch import launch, worker_code
+from genrl_core.matrix import cells
 from genrl_core.negotiate import find_problems, resolve_views
 from genrl_core.plugins import Command, Kind, Registry
 from genrl_core.problems import Problem, ProblemsError, listed, near
@@ -46,9 +47,17 @@ def ls(
     context: typer.Context,
     what: Annotated[Shelf, typer.Argument(help="Which shelf to list.")] = "all",
     json: _Json = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Objectives by policy, sampler and view: what trains.")
+    ] = False,
 ) -> None:
     """List what is installed: policies, samplers, rewards, objectives, recipes."""
     registry: Registry = context.obj
+    if matrix:
+        if what != "objectives":
+            raise RecipeError("--matrix is a table of objectives: genrl ls objectives --matrix")
+        display.matrix(cells(registry), as_json=json)
+        return
     shelves = [*_SHELVES, "recipes"] if what == "all" else [what]
     rows = {shelf: _rows(registry, shelf) for shelf in shelves}
     if json:
@@ -315,7 +324,7 @@ def _root(
     ] = False,
     plugin: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Load one plugin file; may stand anywhere, repeatedly."),
+        typer.Option(metavar="PATH", help="A plugin: a file or package folder; repeatable."),
     ] = None,
 ) -> None:
     """Reinforcement learning for generative models: any paradigm, any objective."""
@@ -351,7 +360,7 @@ def _clashing(name: str, registry: Registry) -> Any:
 
 
 def _plugin_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files of every ``--plugin FILE``, and the other arguments."""
+    """The path of every ``--plugin PATH``, and the other arguments."""
     files: list[str] = []
     rest: list[str] = []
     words = iter(arguments)
@@ -361,7 +370,7 @@ def _plugin_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif word == "--plugin":
             file = next(words, None)
             if file is None:
-                raise RecipeError("--plugin needs a file")
+                raise RecipeError("--plugin needs a file or a package folder")
             files.append(file)
         elif word.startswith("--plugin="):
             files.append(word.removeprefix("--plugin="))

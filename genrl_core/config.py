@@ -48,6 +48,8 @@ class PolicyConfig(Component):
     """A network of one paradigm and the glue around it."""
 
     paradigm: ClassVar[str]
+    loads_weights: ClassVar[bool] = False
+    """Whether ``build()`` loads ``weights`` that are neither a recipe's nor in a GenRL folder."""
     weights: str | None = Field(
         None,
         description="where the weights come from: `recipe:NAME` trains that recipe once and caches "
@@ -147,6 +149,12 @@ class AdvantageConfig(Schema):
     epsilon: NonNegative = Field(1e-4, description="added to the divisor")
     clip: Positive | None = Field(None, description="advantages are clipped to +- this")
 
+    @property
+    def within_groups(self) -> dict[str, str]:
+        """The fields that compare the samples of a prompt, with their values."""
+        chosen = {"baseline": self.baseline, "scale": self.scale}
+        return {k: v for k, v in chosen.items() if v.startswith("group") or v == "leave_one_out"}
+
 
 class FilterConfig(Schema):
     """Which groups of samples are learned from; the spread of a group is its rewards' deviation."""
@@ -188,7 +196,7 @@ class FollowConfig(Schema):
         description="share that the slot keeps of itself; 0 copies the current weights"
     )
     ramp: Positive | None = Field(
-        None, description="with it the share is min(decay, ramp x iteration), as DiffusionNFT's"
+        None, description="with it the share is min(decay, ramp x iteration) (arXiv 2509.16117)"
     )
 
     def share(self, iteration: int) -> float:

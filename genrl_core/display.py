@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genrl_core.config import Component, ObjectiveConfig, PolicyConfig, RewardConfig, SamplerConfig
+from genrl_core.matrix import Cell
 from genrl_core.plugins import KINDS, Kind, Registry
 from genrl_core.problems import Route, printable
 from genrl_core.reader import to_yaml
@@ -214,3 +215,21 @@ def _first_comment(path: Path) -> str:
 def kinds_named(registry: Registry, name: str) -> list[Kind]:
     """The kinds in which a name is registered."""
     return [kind for kind in KINDS if name in registry.names(kind)]
+
+
+def matrix(cells: Sequence[Cell], *, as_json: bool) -> None:
+    """One row per objective and view, one column per policy with its sampler."""
+    if as_json:
+        say_json([cell.as_dict() for cell in cells])
+        return
+    columns = list(dict.fromkeys((cell.policy, cell.sampler) for cell in cells))
+    rows = list(dict.fromkeys((cell.objective, cell.view) for cell in cells))
+    verdicts = {(c.objective, c.view, c.policy, c.sampler): c.verdict for c in cells}
+    body = [
+        [*row, *("trains" if verdicts.get((*row, *col)) == "trains" else "-" for col in columns)]
+        for row in rows
+    ]
+    titles = ["objective", "view", *(f"{policy} + {sampler}" for policy, sampler in columns)]
+    table("what trains", titles, body)
+    trains = sum(cell.verdict == "trains" for cell in cells)
+    say(f"{trains} of {len(cells)} combinations train; --json gives the reason for each refusal")

@@ -25,6 +25,12 @@ GLOSSARY: dict[str, str] = {
     "clip_fraction": "share of the terms whose ratio the clip holds back; 0 at the first update",
     "kl": "divergence from the reference policy, in nats, averaged over terms",
     "entropy": "entropy of the policy's distributions, in nats, averaged over terms",
+    "margin": "mean difference of scaled log-ratios between the better and the worse sample of a pair",
+    "group_weight": "mean weight of a group in objectives that compare whole groups",
+    "weight_max": "largest weight of a sample in objectives that weigh samples by their reward",
+    "error": "mean error of the prediction on corrupted samples, of the mixture to be strengthened",
+    "error_far": "the same of the mixture to be weakened",
+    "value_error": "mean squared error of the predicted reward",
     "log_probs": "mean log-density of the trained terms, in nats",
     "bound": "mean bound on the log-likelihood of the samples learned from, in nats",
     "<objective>/<metric>": "a metric of the objective with that label, where an earlier objective "

@@ -1,20 +1,17 @@
 """The six hooks of a plugin: what an entry module may implement, and nothing else.
 
 An entry module holds config classes and hooks. It is imported by every command, so it imports no
-torch and no other heavy library; those belong inside ``build()``. Example::
+torch and no other heavy library; those belong inside ``build()`` and the methods. Example::
 
-    from genrl_core import RewardConfig, hookimpl
+    from genrl_core import Media, Prompt, Register, hookimpl
 
-    class BrightnessConfig(RewardConfig):
-        \"\"\"How bright the picture is.\"\"\"
-
-        def build(self):
-            from my_package.brightness import Brightness
-            return Brightness()
+    def brightness(media: Media, prompts: list[Prompt]) -> list[float]:
+        \"\"\"How bright the picture is, 0 to 1.\"\"\"
+        return [float(picture.float().mean()) / 255 for picture in media.pixels]
 
     @hookimpl
-    def register_rewards(register):
-        register("brightness", BrightnessConfig)
+    def register_rewards(register: Register) -> None:
+        register("brightness", brightness)
 
 and in that package's ``pyproject.toml``::
 
@@ -33,11 +30,24 @@ import pluggy
 
 if TYPE_CHECKING:
     from genrl_core.config import ObjectiveConfig, PolicyConfig, RewardConfig, SamplerConfig
+    from genrl_core.reward import RewardFunction
 
 PROJECT = "genrl_core"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Register = Callable[..., None]
+"""What a hook is given, for the annotation of its one argument; each hook says how to call it."""
+
+
+class RegisterReward(Protocol):
+    """Adds one reward."""
+
+    def __call__(
+        self, name: str, reward: "type[RewardConfig] | RewardFunction", *, media: str = "image"
+    ) -> None:
+        """``media`` goes with a function and is what it judges: image, text or video."""
 
 
 class RegisterCommand(Protocol):
@@ -58,8 +68,12 @@ def register_samplers(register: "Callable[[str, type[SamplerConfig]], None]") ->
 
 
 @hookspec
-def register_rewards(register: "Callable[[str, type[RewardConfig]], None]") -> None:
-    """Call ``register(name, config_class)`` once per reward; measures for evaluation included."""
+def register_rewards(register: RegisterReward) -> None:
+    """Call ``register(name, config_class_or_function)`` once per reward or measure.
+
+    A function is called as ``function(media, prompts)``; its docstring's first line is the summary.
+    ``media="text"`` or ``media="video"`` says that it judges no images.
+    """
 
 
 @hookspec

@@ -44,6 +44,27 @@ def resolve_views(recipe: Recipe) -> "dict[str, View]":
     return found
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether it is the folder of a run or of a checkpoint."""
+    return (folder / "checkpoints").is_dir() or (folder / "MANIFEST.json").is_file()
+
+
+def unread_weights(recipe: Recipe) -> Problem | None:
+    """What is wrong with weights that neither GenRL nor the policy itself would load."""
+    config = recipe.policy
+    if config is None or config.weights is None or config.loads_weights:
+        return None
+    if config.weights.startswith("recipe:") or holds_weights(Path(config.weights)):
+        return None
+    route = ("policy", "weights")
+    message = (
+        f"{config.weights} is no folder of a run (with checkpoints/) or of a checkpoint (with "
+        f"MANIFEST.json), and {recipe.registry.name_of(config)} loads no others. Give one of "
+        "these, or recipe:NAME, or null for the initial weights"
+    )
+    return Problem(recipe.place(*route), dotted(route), message)
+
+
 def _no_view(recipe: Recipe) -> Problem:
     labels = " and ".join(f"`{label}`" for label in recipe.objective)
     message = f"{labels} take the view of another objective, and there is none; add one"
@@ -257,15 +278,13 @@ class _Judge:
         recipe, train = self.recipe, self.recipe.train
         learns = any(config.uses_reward for config in recipe.objective.values())
         if train.num_generations < 2 and learns:
-            for key in ("baseline", "scale"):
-                value = getattr(recipe.advantage, key)
-                if value in ("group_mean", "leave_one_out", "group_std"):
-                    self.report(
-                        ("train", "num_generations"),
-                        f"advantage.{key}: {value} compares the samples of a prompt, and "
-                        f"num_generations is 1. Take at least 2, or advantage.{key}: "
-                        f"{value.replace('group', 'batch') if 'group' in value else 'batch_mean'}",
-                    )
+            for key, value in recipe.advantage.within_groups.items():
+                self.report(
+                    ("train", "num_generations"),
+                    f"advantage.{key}: {value} compares the samples of a prompt, and "
+                    f"num_generations is 1. Take at least 2, or advantage.{key}: "
+                    f"{value.replace('group', 'batch') if 'group' in value else 'batch_mean'}",
+                )
         if train.num_generations < 2 and recipe.filter.active:
             message = "the spread of a group of one sample is always 0, and the filter rejects it"
             self.report(("train", "num_generations"), f"{message}; take at least 2")
@@ -280,8 +299,10 @@ class _Judge:
             )
 
     def files(self) -> None:
-        """Prompt files and the recipe that gives the weights."""
+        """Prompt files and what gives the weights."""
         recipe = self.recipe
+        if self.policy is not None and (unread := unread_weights(recipe)) is not None:
+            self.problems.append(unread)
         if recipe.prompts.file is None:
             self.report(("prompts", "file"), "is missing; name a file of prompts to train on")
         evaluates = bool(recipe.metrics) or recipe.evaluate.every > 0

@@ -1,12 +1,18 @@
-"""The interface of an objective: what to change, given how likely and how good samples were."""
+"""The interface of an objective: what to change, given how likely and how good samples were.
+
+Importing it loads no torch, so that an entry module may hold objectives.
+"""
+
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+from genrl_core.batch import Batch
 
-from genrl_core.records import Batch
+if TYPE_CHECKING:
+    from torch import Tensor
 
 View = Literal["steps", "bound", "matching", "reward"]
 

@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ from genrl_core.config import (
 )
 from genrl_core.errors import PluginError
 from genrl_core.problems import listed, near
+from genrl_core.reward import config_of
 
 GROUP = "genrl_core"
 
@@ -94,7 +96,8 @@ class _Found:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise PluginError(f"{kind} name {name!r}: use lower-case letters, digits and _")
         if not (isinstance(config, type) and issubclass(config, base)):
-            raise PluginError(f"{kind} {name!r}: {config!r} is no subclass of {base.__name__}")
+            wanted = f"{base.__name__}{' and no function' if kind == 'reward' else ''}"
+            raise PluginError(f"{kind} {name!r}: {config!r} is no subclass of {wanted}")
         if getattr(config, "__abstractmethods__", None):
             raise PluginError(f"{kind} {name!r}: {config.__name__} defines no build()")
         if kind in ("policy", "sampler") and not hasattr(config, "paradigm"):
@@ -102,6 +105,14 @@ class _Found:
         if "use" in config.model_fields:
             raise PluginError(f"{kind} {name!r}: a field cannot be called `use`")
         self.components.append((kind, name, config))
+
+    def reward(self, name: str, reward: Any, *, media: str | None = None) -> None:
+        """A config class, or a function and what it judges."""
+        if inspect.isfunction(reward):
+            reward = config_of(reward, media or "image")
+        elif media is not None:
+            raise PluginError(f"reward {name!r}: media= goes with a function; a config has its own")
+        self.component("reward", name, reward)
 
     def recipe_folder(self, folder: Path | str) -> None:
         if not Path(folder).is_dir():
@@ -173,38 +184,39 @@ class Registry:
         if distribution == "genrl-core":
             version = __version__  # an editable install keeps the number it was installed with
         plugin = Plugin(point.name, distribution, version, _origin(point.module))
-        self._modules.add(point.module)
         had_torch = "torch" in sys.modules
         try:
             found = _call_hooks(point.load())
             if "torch" in sys.modules and not had_torch:
-                raise PluginError("its entry module imports torch; import it inside build()")
+                raise PluginError("its entry module imports torch: do so in build() or a method")
         except (Exception, SystemExit) as error:  # a broken plugin must disturb nobody
             if os.environ.get("GENRL_STRICT") == "1":
                 raise
             self.plugins.append(replace(plugin, reason=_reason(error)))
         else:
+            self._modules.add(point.module)
             self._take(plugin, found)
 
     def add_file(self, path: Path) -> None:
-        """Load one plugin file.
+        """Load one plugin file, or one package by its folder; a package keeps its own name.
 
         Raises:
-            PluginError: it does not exist, cannot be imported, or a hook raises.
+            PluginError: it does not exist, cannot be imported, or a hook raises; or another package
+                of that name is loaded.
         """
-        if not path.is_file():
-            raise PluginError(f"plugin file {path} does not exist")
+        file = path / "__init__.py" if path.is_dir() else path
+        if not file.is_file():
+            raise PluginError(f"plugin file {file} does not exist")
         name = f"genrl_plugin_file_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise PluginError(f"plugin file {path} is no Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
-            del sys.modules[name]
-            raise PluginError(f"plugin file {path} is broken: {_reason(error)}") from error
+        module = None
+        if file.name == "__init__.py":
+            name = file.resolve().parent.name
+            module = sys.modules.get(name)
+        if module is None:
+            module = _import_file(name, file)
+        elif Path(module.__file__ or "").resolve() != file.resolve():
+            other = f"another package {name} is installed, {module.__file__}"
+            raise PluginError(f"plugin file {file}: {other}; uninstall it or rename one")
         self.files.append(path)
         self.add_module(module)
 
@@ -356,6 +368,20 @@ def builtin_recipes() -> Path:
     return checkout if is_checkout else package / "_recipes"
 
 
+def _import_file(name: str, file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"plugin file {file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise PluginError(f"plugin file {file} is broken: {_reason(error)}") from error
+    return module
+
+
 def _call_hooks(module: ModuleType) -> _Found:
     found = _Found()
     manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -363,7 +389,8 @@ def _call_hooks(module: ModuleType) -> _Found:
     manager.register(module)
     manager.check_pending()
     for kind, plural in _PLURALS.items():
-        getattr(manager.hook, f"register_{plural}")(register=partial(found.component, kind))
+        register = found.reward if kind == "reward" else partial(found.component, kind)
+        getattr(manager.hook, f"register_{plural}")(register=register)
     manager.hook.register_recipes(register=found.recipe_folder)
     manager.hook.register_commands(register=found.command)
     return found

@@ -11,37 +11,26 @@ The sample axis of ``cond``, ``trace`` and ``final`` comes first, so one rule se
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genrl_core import functional
+from genrl_core.batch import Batch
+from genrl_core.media import Media, Prompt
+
+__all__ = [
+    "Batch", "Matching", "Media", "Others", "Plan", "Prompt", "Scored", "Streams", "Tensors",
+    "Terms", "Trajectory", "concat", "fold", "take",
+]  # fmt: skip
 
 Tensors = dict[str, Tensor]
 """Named tensors with the sample axis first."""
 
 Others = Mapping[str, Callable[[], AbstractContextManager[Any]]]
 """Weight slots other than the current one: name -> what activates the slot inside a ``with``."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One normalised prompt: what ``encode`` conditions on and what rewards may read.
-
-    Attributes:
-        id: stable name; the random streams of its samples are keyed by it.
-        text: the prompt itself.
-        negative: what guidance steers away from; empty for none.
-        columns: every further column of the prompt file, for rewards.
-    """
-
-    id: str
-    text: str
-    negative: str = ""
-    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Streams:
@@ -287,88 +276,3 @@ class Matching:
 
     prediction: Tensor
     error: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """All that an objective sees: the whole optimizer batch of all ranks, as numbers.
-
-    ``[T, B]``: log_probs, events, step, mask, weight, scale, advantage; in the view ``steps`` old;
-    and where asked for old, reference, kl_reference, kl_old, entropy, value, old_value, returns.
-    ``[B]``: reward, group, valid.
-    ``population``: ``[T, B]`` bool, the terms that denominators count.
-    ``errors``: for the view ``matching``, one ``[T, B]`` per mixture that the objective asked for.
-    ``draw_weight``: ``[D, B]``, for a bound whose draws are combined into one term.
-    Entries outside ``mask`` hold the recorded numbers, so that a ratio there is 1 and finite.
-    """
-
-    log_probs: Tensor
-    events: Tensor
-    step: Tensor
-    mask: Tensor
-    population: Tensor
-    weight: Tensor
-    scale: Tensor
-    advantage: Tensor
-    reward: Tensor
-    group: Tensor
-    valid: Tensor
-    old: Tensor | None = None
-    reference: Tensor | None = None
-    kl_reference: Tensor | None = None
-    kl_old: Tensor | None = None
-    entropy: Tensor | None = None
-    value: Tensor | None = None
-    old_value: Tensor | None = None
-    returns: Tensor | None = None
-    errors: tuple[Tensor, ...] = ()
-    draw_weight: Tensor | None = None
-
-    def reduce(self, x: Tensor, how: functional.Reduction = "sample_mean") -> Tensor:
-        """``functional.reduce`` with this batch's mask, weights and denominators."""
-        return functional.reduce(
-            x, how, mask=self.mask, weight=self.weight, population=self.population,
-            valid=self.valid, group=self.group,
-        )  # fmt: skip
-
-    def need(self, name: str) -> Tensor:
-        """A field that the objective declared in ``needs``.
-
-        Raises:
-            ValueError: the field is absent, because the objective did not declare it.
-        """
-        value: Tensor | None = getattr(self, name)
-        if value is None:
-            raise ValueError(f"the batch has no {name}: name it in the objective's needs")
-        return value
-
-
-@dataclass(frozen=True)
-class Media:
-    """Finished samples as a person or a reward takes them.
-
-    Attributes:
-        kind: ``image``, ``text`` or ``video``.
-        pixels: ``[B, 3, H, W]`` or ``[B, F, 3, H, W]`` uint8, for images and videos.
-        texts: B strings, for text.
-    """
-
-    kind: Literal["image", "text", "video"]
-    pixels: Tensor | None = None
-    texts: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.texts) if self.pixels is None else int(self.pixels.shape[0])
-
-    def select(self, rows: Sequence[int]) -> "Media":
-        """Some of the samples."""
-        if self.pixels is None:
-            return replace(self, texts=tuple(self.texts[row] for row in rows))
-        return replace(self, pixels=self.pixels[list(rows)])
-
-    @staticmethod
-    def concat(parts: Sequence["Media"]) -> "Media":
-        """The samples of several media of one kind."""
-        texts = tuple(text for part in parts for text in part.texts)
-        pixels = [part.pixels for part in parts if part.pixels is not None]
-        return Media(parts[0].kind, torch.cat(pixels) if pixels else None, texts)

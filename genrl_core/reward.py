@@ -1,12 +1,22 @@
-"""The interface of a reward: how good a finished sample is."""
+"""The interface of a reward: how good a finished sample is. Importing it loads no torch."""
 
+from __future__ import annotations
+
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
+from genrl_core.capability import MEDIA, Capability
+from genrl_core.config import RewardConfig
+from genrl_core.errors import PluginError, RewardError
+from genrl_core.media import Media, Prompt
 
-from genrl_core.errors import RewardError
-from genrl_core.records import Media, Prompt
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RewardFunction = Callable[[Media, list[Prompt]], Sequence[float | None]]
+"""A reward without a class: called like one, and registered like one."""
 
 
 class Reward(ABC):
@@ -32,3 +42,35 @@ class Reward(ABC):
             name = type(self).__name__
             raise RewardError(f"{name} gave no value for any of {len(media)} samples")
         return {"": float(sum(given) / len(given))}
+
+
+def config_of(function: RewardFunction, media: str) -> type[RewardConfig]:
+    """The config class of a plain function that judges ``media``; its one field is the weight.
+
+    Raises:
+        PluginError: it has no docstring or takes other arguments, or there is no such medium.
+    """
+    name, known = function.__name__, sorted(medium.value for medium in MEDIA)
+    if not (function.__doc__ or "").strip():
+        raise PluginError(f"{name}() has no docstring; `genrl ls` shows the first line of it")
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        raise PluginError(f"{name}() cannot be called as {name}(media, prompts)") from None
+    if media not in known:
+        raise PluginError(f"{name}() judges the unknown medium {media!r}; there are {known}")
+    judged = frozenset({Capability(media)})
+
+    class FunctionReward(Reward):
+        def __call__(self, media: Media, prompts: Sequence[Prompt]) -> Sequence[float | None]:
+            return function(media, list(prompts))
+
+    class FunctionConfig(RewardConfig):
+        __doc__ = function.__doc__
+        media: ClassVar[frozenset[Capability]] = judged
+
+        def build(self) -> Reward:
+            return FunctionReward()
+
+    FunctionReward.__name__ = FunctionConfig.__name__ = name
+    return FunctionConfig

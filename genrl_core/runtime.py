@@ -136,6 +136,11 @@ class Runtime:
                 torch.distributed.broadcast(tensor, src=0)
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group, all ranks together.
+
+        Without the barrier a gloo thread may still hold tensors while the interpreter ends, and a
+        finished rank aborts.
+        """
         if self._distributed:
+            self.barrier()
             self._state.destroy_process_group()

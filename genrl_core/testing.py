@@ -30,9 +30,9 @@ from genrl_core.update import Learner, Side
 from genrl_core.weights import Slots
 
 __all__ = [
-    "ToyCanvas", "ToyCanvasSampler", "ToyGaussian", "ToyGaussianSampler", "ToyReward",
-    "ToySequence", "ToySequenceSampler", "check_sampler", "every_trajectory", "expected_update",
-    "follow", "learner_for", "rollout_of", "toys",
+    "AdvantageConfig", "ToyCanvas", "ToyCanvasSampler", "ToyGaussian", "ToyGaussianSampler",
+    "ToyReward", "ToySequence", "ToySequenceSampler", "check_sampler", "every_trajectory",
+    "expected_update", "follow", "learner_for", "rollout_of", "toys",
 ]  # fmt: skip
 
 
@@ -99,7 +99,17 @@ def expected_update(
     Every group of ``group_size`` trajectories stands in one batch, weighted by its probability, and
     goes through the same learner as a training run. Use a reduction of the kind "mean over
     samples". ``drawn`` replaces the trajectories and probabilities by those of other weights.
+
+    Raises:
+        ValueError: ``advantage`` compares the samples of a group, and ``group_size`` is 1.
     """
+    advantage = advantage or AdvantageConfig()
+    if group_size < 2 and (grouped := advantage.within_groups):
+        raise ValueError(
+            f"advantages by {' and '.join(grouped.values())} compare the samples of a group, and "
+            "group_size is 1: take group_size=2, or "
+            "advantage=AdvantageConfig(baseline='none', scale='none')"
+        )
     trajectory, probability = drawn or every_trajectory(policy, nodes)
     count = len(probability)
     reward = torch.tensor(ToyReward()(policy.decode(trajectory.final), []), dtype=torch.float64)

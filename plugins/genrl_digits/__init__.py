@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from genrl_core import PolicyConfig, RewardConfig, SamplerConfig, hookimpl
+from genrl_autoregressive import AutoregressivePolicyConfig
+from genrl_core import Capability, PolicyConfig, RewardConfig, SamplerConfig, hookimpl
+from genrl_diffusion import DiffusionPolicyConfig
 from genrl_masked import MaskedPolicyConfig
 
 if TYPE_CHECKING:
+    from genrl_digits.autoregressive import DigitsAutoregressivePolicy
+    from genrl_digits.pixels import DigitsDiffusionPolicy
     from genrl_digits.policy import DigitsMaskedPolicy
     from genrl_digits.rewards import DigitClassifier, DigitDiversity, DigitFrechet, DigitJudge
     from genrl_digits.sampler import DigitsDataSampler
@@ -43,6 +47,41 @@ class DigitsMaskedConfig(MaskedPolicyConfig):
         return DigitsMaskedPolicy(self)
 
 
+class DigitsAutoregressiveConfig(AutoregressivePolicyConfig):
+    """A GPT-2 of 112,000 parameters that writes 16 codes of 2 x 2 pixels after four words."""
+
+    medium: ClassVar[Capability] = Capability.IMAGE
+    width: Count = Field(64, description="channels of the transformer, a multiple of heads")
+    layers: Count = Field(2, description="transformer blocks")
+    heads: Count = Field(4, description="attention heads")
+    codebook: Annotated[int, Field(ge=2, le=1024)] = Field(
+        64, description="codes of the k-means codebook of 2 x 2 patches"
+    )
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "DigitsAutoregressiveConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+    def build(self) -> "DigitsAutoregressivePolicy":
+        from genrl_digits.autoregressive import DigitsAutoregressivePolicy
+
+        return DigitsAutoregressivePolicy(self)
+
+
+class DigitsDiffusionConfig(DiffusionPolicyConfig):
+    """A flow-matching MLP of 509,000 parameters over 64 pixels, prompted by four words."""
+
+    width: Count = Field(256, description="units of a layer")
+    layers: Count = Field(3, description="residual layers")
+
+    def build(self) -> "DigitsDiffusionPolicy":
+        from genrl_digits.pixels import DigitsDiffusionPolicy
+
+        return DigitsDiffusionPolicy(self)
+
+
 class DigitsDataConfig(SamplerConfig):
     """Real images of the prompted digit, from the generator split, for supervised training."""
 
@@ -58,6 +97,18 @@ class DigitsDataConfig(SamplerConfig):
         from genrl_digits.sampler import DigitsDataSampler
 
         return DigitsDataSampler(self)
+
+
+class DigitsDataAutoregressiveConfig(DigitsDataConfig):
+    """The same data for autoregressive policies."""
+
+    paradigm: ClassVar[str] = "autoregressive"
+
+
+class DigitsDataDiffusionConfig(DigitsDataConfig):
+    """The same data for diffusion policies."""
+
+    paradigm: ClassVar[str] = "diffusion"
 
 
 class DigitClassifierConfig(RewardConfig):
@@ -111,14 +162,18 @@ class DigitDiversityConfig(RewardConfig):
 
 @hookimpl
 def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
-    """The masked policy."""
+    """One policy per paradigm."""
     register("digits_masked", DigitsMaskedConfig)
+    register("digits_diffusion", DigitsDiffusionConfig)
+    register("digits_autoregressive", DigitsAutoregressiveConfig)
 
 
 @hookimpl
 def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> None:
     """The data."""
     register("digits_data", DigitsDataConfig)
+    register("digits_data_diffusion", DigitsDataDiffusionConfig)
+    register("digits_data_autoregressive", DigitsDataAutoregressiveConfig)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The KL divergence from the reference weights."""
+"""The KL divergence from the reference weights, and the entropy."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ from genrl_core import Batch, Objective
 from genrl_core.functional import kl_estimate
 
 if TYPE_CHECKING:
-    from genrl_objectives import KlConfig
+    from genrl_objectives.configs import EntropyConfig, KlConfig
 
 
 class Kl(Objective):
@@ -35,3 +35,20 @@ class Kl(Objective):
             old = batch.need("old") if estimator == "unbiased" else None
             kl = kl_estimate(batch.log_probs, reference, old, estimator)
         return batch.reduce(kl, self._config.reduce), {"kl": kl}
+
+
+class Entropy(Objective):
+    """Minus the entropy of every step, reduced: a bonus whose size is the objective's weight.
+
+    On policy the gradient is that of the steps' own entropies; that of the states they lead to is
+    left out, as everywhere (arXiv 1602.01783, section 4).
+    """
+
+    view = None
+    needs = frozenset({"entropy"})
+
+    def __init__(self, config: "EntropyConfig"):
+        self._config = config
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return -batch.reduce(batch.need("entropy"), self._config.reduce), {}

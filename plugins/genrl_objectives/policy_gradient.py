@@ -1,14 +1,14 @@
-"""REINFORCE and GRPO, for any paradigm."""
+"""REINFORCE and the family of GRPO, for any paradigm."""
 
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from genrl_core import Batch, Objective
-from genrl_core.functional import clipped_surrogate, is_clipped, log_ratio
+from genrl_core.functional import log_ratio
 
 if TYPE_CHECKING:
-    from genrl_objectives import GrpoConfig, ReinforceConfig
+    from genrl_objectives.presets import RatioConfig, ReinforceConfig
 
 
 class Reinforce(Objective):
@@ -26,19 +26,19 @@ class Reinforce(Objective):
         return loss, {"log_probs": batch.log_probs}
 
 
-class Grpo(Objective):
-    """The clipped surrogate over ratios to recorded log-densities (arXiv 2402.03300, eq. 3).
+class PolicyGradient(Objective):
+    """A surrogate over ratios to recorded log-densities, reduced (arXiv 2402.03300, eq. 3).
 
-    Mask-GRPO (arXiv 2510.13418, eq. 10 to 12) is this objective over unmasking transitions, with
-    ``epsilon: 0.1, epsilon_high: 0.2``. The minimum is taken per term, before any mean. The KL
-    term of the paper is the objective ``kl``, mixed in by the recipe.
+    The presets of ``genrl_objectives.presets`` choose the ratio's level, the surrogate and the
+    reduction. Mask-GRPO (arXiv 2510.13418, eq. 10 to 12) is ``grpo`` over unmasking transitions,
+    with ``epsilon: 0.1, epsilon_high: 0.2``. The surrogate acts per term, before any mean. The KL
+    term of the papers is the objective ``kl``, mixed in by the recipe.
     """
 
-    needs = frozenset({"old"})
-
-    def __init__(self, config: "GrpoConfig"):
+    def __init__(self, config: "RatioConfig"):
         self.view = config.view
-        self.separable = config.level == "term"
+        self.needs = config.fields_needed()
+        self.separable = not config.couples()
         self._config = config
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -46,12 +46,11 @@ class Grpo(Objective):
         ratio = log_ratio(
             batch.log_probs, batch.need("old"), batch.events, batch.mask, config.level, config.over
         )
-        clip = (config.epsilon, config.epsilon_high)
-        loss = batch.reduce(clipped_surrogate(ratio, batch.advantage, *clip), config.reduce)
+        entries, held = config.surrogate(batch, ratio)
         value = ratio.detach().exp()
-        return loss, {
+        return batch.reduce(entries, config.reduce), {
             "ratio_mean": value,
             "ratio_max": value,
-            "clip_fraction": is_clipped(ratio.detach(), batch.advantage, *clip).to(value),
+            "clip_fraction": held.to(value),
             "log_probs": batch.log_probs,
         }

@@ -56,7 +56,7 @@ MISTAKES: dict[str, tuple[str | bytes, list[str], str]] = {
     "empty prompts": ("prompts: {file: empty.txt}", [], "empty.txt: the prompt file holds no prom"),
     "binary prompts": ("prompts: {file: binary.txt}", [], "binary.txt:1: not UTF-8"),
     "missing plugin file": ("", ["--plugin", "none.py"], "plugin file none.py does not exist"),
-    "no plugin file": ("", ["--plugin"], "--plugin needs a file"),
+    "no plugin file": ("", ["--plugin"], "--plugin needs a file or a package folder"),
     "requires": ("requires: [genrl-core>=99]", [], "needs genrl-core>=99, but genrl-core"),
 }  # fmt: skip
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core.config import AdvantageConfig
 from genrl_core.functional import log_ratio
 from genrl_core.objective import Objective
 from genrl_core.policy import Policy
 from genrl_core.sampler import Sampler
 from genrl_core.testing import (
+    AdvantageConfig,
     ToyGaussian,
     ToyReward,
     ToySequence,
@@ -93,6 +93,21 @@ def test_group_baselines_scale_the_gradient(toy: Toy, baseline: str, factor: flo
     torch.testing.assert_close(found["table"], -factor * exact, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({}, "group_mean and group_std"),
+        ({"baseline": "leave_one_out", "scale": "none"}, "leave_one_out"),
+        ({"baseline": "none"}, "group_std"),
+    ],
+)
+def test_a_group_of_one_has_nothing_to_compare(fields: dict[str, str], named: str) -> None:
+    policy, sampler = toys()[0]
+    advantage = AdvantageConfig.model_validate(fields)
+    with pytest.raises(ValueError, match=f"advantages by {named} compare.*take group_size=2"):
+        expected_update(policy, sampler, {"grpo": (1.0, grpo())}, advantage=advantage)
+
+
 def test_off_policy_ratio_is_exact() -> None:
     """Unclipped, the ratio corrects for samples drawn under other weights."""
     policy, sampler = toys()[0]
@@ -124,7 +139,7 @@ def test_unbiased_kl_has_the_gradient_of_the_closed_form(toy: Toy) -> None:
         objective = KlConfig.model_validate({"estimator": estimator, "reduce": "sum"}).build()
         objective.view = "steps"
         found[estimator] = expected_update(
-            policy, sampler, {"kl": (1.0, objective)}, slots=slots, nodes=40
+            policy, sampler, {"kl": (1.0, objective)}, advantage=NO_BASELINE, slots=slots, nodes=40
         )["table"]
     assert found["analytic"].abs().max() > 0.01
     torch.testing.assert_close(found["unbiased"], found["analytic"], rtol=0, atol=1e-10)
@@ -138,7 +153,9 @@ def test_analytic_kl_of_the_sequence_toy_by_hand() -> None:
     slots = shifted_reference(policy)
     objective = KlConfig(estimator="analytic", reduce="sum").build()
     objective.view = "steps"
-    found = expected_update(policy, sampler, {"kl": (1.0, objective)}, slots=slots)["table"]
+    found = expected_update(
+        policy, sampler, {"kl": (1.0, objective)}, advantage=NO_BASELINE, slots=slots
+    )["table"]
     with slots.active("reference"):
         other = policy.network.table.detach().log_softmax(-1)
     log_p = policy.network.table.log_softmax(-1)
@@ -153,7 +170,9 @@ def test_sft_is_the_likelihood_gradient() -> None:
     policy, sampler = toys()[0]
     assert isinstance(policy, ToySequence)
     objective = SftConfig().build()
-    found = expected_update(policy, sampler, {"sft": (1.0, objective)})["table"]
+    found = expected_update(policy, sampler, {"sft": (1.0, objective)}, advantage=NO_BASELINE)[
+        "table"
+    ]
     log_p = policy.network.table.log_softmax(-1)
     joint = log_p[0].unsqueeze(1) + log_p[1:]
     (exact,) = torch.autograd.grad(-joint.mean(), policy.network.table)

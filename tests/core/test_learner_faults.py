@@ -29,14 +29,18 @@ def clip() -> dict[str, tuple[float, Objective]]:
     return {"grpo": (1.0, GrpoConfig(epsilon=0.1).build())}
 
 
-def setting(rate: float = 1.0, **train: object) -> tuple[Learner, Rollout, Tensor]:
+def setting(rate: float = 1.0, **train: Any) -> tuple[Learner, Rollout, Tensor]:
     """A learner by plain gradient descent, a rollout of three groups of four, and the weights."""
     policy, sampler = ToyCanvas(), ToyCanvasSampler()
     plan = plan_of(3, 0, 0, PROMPTS, 4)
     trajectory, media = draw(policy, sampler, plan, 99)
     reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
     learner = learner_for(policy, sampler, clip(), rate=rate, **train)
-    return learner, rollout_of(trajectory, reward, plan.group), policy.network.table.data
+    return (
+        learner,
+        rollout_of(trajectory, reward, plan.group),
+        next(policy.network.parameters()).data,
+    )
 
 
 def moved(learner: Learner, rollout: Rollout, table: Tensor) -> Tensor:

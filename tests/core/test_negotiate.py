@@ -142,6 +142,11 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         ["policy.weights=recipe:nowhere"],
         "policy.weights: recipe:nowhere: unknown recipe `nowhere`",
     ),
+    "weights of nobody": (
+        ["policy.weights=runs/bsae"],
+        ("policy.weights: runs/bsae is no folder of a run (with checkpoints/) or of a checkpoint "
+        "(with MANIFEST.json), and coin loads no others. Give one of these, or recipe:NAME"),
+    ),
 }  # fmt: skip
 
 
@@ -155,6 +160,25 @@ def test_what_cannot_work_is_refused_with_the_way_out(load: Load, case: str) -> 
         negotiate(recipe)
     if case not in ("neighbour", "no view", "no reward", "bound"):
         assert len(found) == 1, found
+
+
+def test_weights_that_nobody_loads_are_refused_with_their_line(load: Load, tmp_path: Path) -> None:
+    policy = "policy:\n  use: {}\n  weights: saved\n"
+    (tmp_path / "base.yaml").write_text(
+        BASE.replace("policy: {use: coin}\n", policy.format("coin"))
+    )
+    (problem,) = find_problems(recipe := load())
+    assert str(problem).startswith("base.yaml:3: policy.weights: saved is no folder of a run")
+    assert find_problems(recipe, policy_injected=True) == []
+    (tmp_path / "saved" / "checkpoints").mkdir(parents=True)
+    assert find_problems(load()) == []
+
+
+def test_a_policy_may_load_weights_of_its_own(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load("policy.weights=somebody/model")
+    assert len(find_problems(recipe)) == 1
+    monkeypatch.setattr(type(recipe.policy), "loads_weights", True)
+    assert find_problems(recipe) == []
 
 
 def test_all_reasons_come_at_once(load: Load) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from genrl_core import hookimpl
-from genrl_core.errors import PluginError
+from genrl_core import Capability, Media, Prompt, Reward, RewardConfig, hookimpl
+from genrl_core.errors import PluginError, RewardError
 from genrl_core.plugins import Registry, builtin_recipes
 
 POCKET = Path(__file__).parent / "pocket_plugin.py"
@@ -41,6 +41,24 @@ class Gloss(RewardConfig):
 @hookimpl
 def register_rewards(register):
     register({name!r}, Gloss)
+"""
+
+
+FUNCTION = """
+from genrl_core import Reward, hookimpl
+
+class Ink(Reward):
+    def __call__(self, media, prompts): return []
+
+def ink(media, prompts):
+    "{doc}"
+
+def dry(media):
+    "{doc}"
+
+@hookimpl
+def register_rewards(register):
+    register("ink", {call})
 """
 
 
@@ -81,6 +99,21 @@ BROKEN = {
     ),
     "no build": (REWARD.format(name="x").replace("    def build", "    def bild"), "no build()"),
     "bad name": (REWARD.format(name="a.b"), "lower-case"),
+    "no docstring": (FUNCTION.format(call="ink", doc=""), "ink() has no docstring"),
+    "other arguments": (
+        FUNCTION.format(call="dry", doc="."),
+        "dry() cannot be called as dry(media",
+    ),
+    "unknown medium": (
+        FUNCTION.format(call="ink, media='sound'", doc="."),
+        "ink() judges the unknown medium 'sound'; there are ['image', 'text', 'video']",
+    ),
+    "reward class": (FUNCTION.format(call="Ink", doc="."), "of RewardConfig and no function"),
+    "called too early": (FUNCTION.format(call="ink(0, 0)", doc="."), "None is no subclass of"),
+    "medium of a config": (
+        REWARD.format(name="x") + "    register('y', Gloss, media='text')\n",
+        "media= goes with a function; a config has its own",
+    ),
     "own verb": (
         (
             "from genrl_core import hookimpl\n@hookimpl\ndef register_commands(register):\n"
@@ -129,6 +162,14 @@ def test_an_entry_module_that_imports_torch_is_isolated(tmp_path: Path) -> None:
         "assert plugin.name == 'acme' and 'imports torch' in plugin.reason, plugin\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(tmp_path)})
+
+
+def test_what_rewards_and_objectives_need_loads_no_torch() -> None:
+    code = (
+        "import sys; from genrl_core import Batch, Media, Objective, Prompt, Reward, View;"
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def module(name: str, **hooks: Any) -> types.ModuleType:
@@ -183,6 +224,73 @@ def test_a_given_file_that_fails_is_an_error_at_once(
         path.write_text(content)
     with pytest.raises(PluginError, match=message):
         Registry.discover([path])
+
+
+def first_letter(media: Media, prompts: list[Prompt]) -> list[float | None]:
+    """Where a text starts in the alphabet, 0 to 25.
+
+    Nothing for an empty text.
+    """
+    assert isinstance(prompts, list)
+    return [ord(text[0]) - ord("a") if text else None for text in media.texts]
+
+
+def test_a_function_is_a_reward() -> None:
+    registry = Registry()
+
+    def hook(register: Any) -> None:
+        register("first_letter", first_letter, media="text")
+
+    registry.add_module(module("letters", register_rewards=hook))
+    config = registry.rewards["first_letter"]
+    assert issubclass(config, RewardConfig)
+    assert config.__name__ == "first_letter"
+    assert config.summary() == "Where a text starts in the alphabet, 0 to 25."
+    assert config.media == {Capability.TEXT}
+    assert set(config.model_fields) == {"weight"}
+    reward = config(weight=2.0).build()
+    assert isinstance(reward, Reward)
+    media = Media("text", texts=("bee", "", "dog"))
+    prompts = (Prompt("p", "an animal"),) * 3
+    assert reward(media, prompts) == [1, None, 3]
+    assert reward.summary(media, prompts) == {"": 2.0}
+    with pytest.raises(RewardError, match="first_letter gave no value"):
+        reward.summary(Media("text", texts=("",)), prompts[:1])
+
+
+def package(folder: Path, name: str, source: str) -> Path:
+    made = folder / name
+    made.mkdir(parents=True)
+    (made / "__init__.py").write_text(source)
+    (made / "words.py").write_text("NAME = 'gloss'\n")
+    return made
+
+
+INSIDE = REWARD.replace("{name!r}", "NAME").replace("\nfrom", "\nfrom .words import NAME\nfrom", 1)
+
+
+def test_a_package_folder_is_a_plugin_under_its_own_name(tmp_path: Path) -> None:
+    folder = package(tmp_path, "acme_folder", INSIDE)
+    for given in (folder, folder / "__init__.py"):
+        registry = Registry.discover([given])
+        assert registry.rewards["gloss"].__module__ == "acme_folder"
+        assert registry.owner("reward", "gloss").name == "acme_folder"
+        assert registry.files == [given]
+    assert sys.modules["acme_folder.words"].__file__ == str(folder / "words.py")
+    assert str(tmp_path) not in sys.path
+
+
+def test_a_package_folder_that_fails_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r"plugin file .*__init__\.py does not exist"):
+        Registry.discover([tmp_path])
+    broken = package(tmp_path, "acme_broken", "from .nowhere import x")
+    with pytest.raises(PluginError, match=r"acme_broken.* is broken: ModuleNotFoundError.*:1\)"):
+        Registry.discover([broken])
+    assert "acme_broken" not in sys.modules
+    first, second = (package(tmp_path / side, "acme_twice", INSIDE) for side in ("a", "b"))
+    Registry.discover([first])
+    with pytest.raises(PluginError, match=r"b.acme_twice.*another package acme_twice.*rename one"):
+        Registry.discover([second])
 
 
 def test_recipe_folders_and_their_clashes(tmp_path: Path) -> None:

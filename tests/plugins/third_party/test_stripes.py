@@ -1,7 +1,9 @@
 """The plugin's own tests."""
 
 import torch
-from genrl_stripes import StripesConfig, StripinessConfig, TruncatedConfig
+from genrl_stripes.objective import TruncatedConfig
+from genrl_stripes.policy import StripesConfig
+from genrl_stripes.reward import stripiness
 
 from genrl_core import Media, Prompt
 from genrl_core.testing import check_sampler, expected_update, toys
@@ -17,7 +19,7 @@ def test_policy_is_scored_as_it_was_drawn() -> None:
 
 def test_reward_of_vertical_stripes() -> None:
     pixels = torch.tensor([0, 255], dtype=torch.uint8).repeat(2, 3, 4, 2)
-    assert StripinessConfig().build()(Media("image", pixels), PROMPTS) == [1.0, -1.0]
+    assert stripiness(Media("image", pixels), PROMPTS) == [1.0, -1.0]
 
 
 def test_objective_is_reinforce_where_no_weight_is_cut_off() -> None:

@@ -1,41 +1,22 @@
-"""The policy: a network of two matrices that fills 4 x 4 pixels with 0 (black) or 1 (white)."""
+"""The policy's config and hook."""
 
-from collections.abc import Sequence
+from pydantic import Field
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import one_hot
-
-from genrl_core import Media, Prompt, Tensors
-from genrl_masked import MaskedPolicy
+from genrl_core import Register, hookimpl
+from genrl_masked import MaskedPolicyConfig
 
 
-class Net(nn.Module):
-    """Every pixel depends on the whole canvas, where 2 is a masked pixel, and on the prompt."""
+class StripesConfig(MaskedPolicyConfig):
+    """Black and white pictures of 4 x 4 pixels, prompted by a direction."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)  # never the global one
-        self.inner = nn.Parameter(0.3 * torch.randn(2, 16 * 3, width, generator=generator))
-        self.outer = nn.Parameter(0.3 * torch.randn(width, 16 * 2, generator=generator))
+    width: int = Field(32, ge=1, description="hidden units of the network")
 
-    def forward(self, canvas: Tensor, vertical: Tensor) -> Tensor:
-        seen = one_hot(canvas, 3).flatten(1).to(self.inner)
-        hidden = torch.einsum("rc,rcw->rw", seen, self.inner[vertical]).tanh()
-        return (hidden @ self.outer).view(-1, 16, 2)
+    def build(self):
+        from .network import Net, StripesPolicy
+
+        return StripesPolicy(self, Net(self.width), num_tokens=16, codebook_size=2)
 
 
-class StripesPolicy(MaskedPolicy):
-    """Condition: ``vertical`` [B], 0 or 1. Finished sample: ``tokens`` [B, 16], row by row."""
-
-    def encode(self, prompts: Sequence[Prompt]) -> Tensors:
-        words = [int("vertical" in prompt.text) for prompt in prompts]
-        return {"vertical": torch.tensor(words, device=next(self.network.parameters()).device)}
-
-    def logits(self, canvas: Tensor, cond: Tensors) -> Tensor:
-        logits: Tensor = self.network(canvas, cond["vertical"])
-        return logits
-
-    def decode(self, final: Tensors) -> Media:
-        grey = (255 * final["tokens"]).to(torch.uint8).view(-1, 1, 4, 4)
-        return Media("image", grey.expand(-1, 3, -1, -1))
+@hookimpl
+def register_policies(register: Register) -> None:
+    register("stripes", StripesConfig)

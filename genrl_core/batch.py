@@ -1,0 +1,67 @@
+"""What an objective sees: numbers. Importing it loads no torch; the letters are in ``records``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genrl_core.functional import Reduction
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All that an objective sees: the whole optimizer batch of all ranks, as numbers.
+
+    ``[T, B]``: log_probs, events, step, mask, weight, scale, advantage; in the view ``steps`` old;
+    and where asked for old, reference, kl_reference, kl_old, entropy, value, old_value, returns.
+    ``[B]``: reward, group, valid.
+    ``population``: ``[T, B]`` bool, the terms that denominators count.
+    ``errors``: for the view ``matching``, one ``[T, B]`` per mixture that the objective asked for.
+    ``draw_weight``: ``[D, B]``, for a bound whose draws are combined into one term.
+    Entries outside ``mask`` hold the recorded numbers, so that a ratio there is 1 and finite.
+    """
+
+    log_probs: Tensor
+    events: Tensor
+    step: Tensor
+    mask: Tensor
+    population: Tensor
+    weight: Tensor
+    scale: Tensor
+    advantage: Tensor
+    reward: Tensor
+    group: Tensor
+    valid: Tensor
+    old: Tensor | None = None
+    reference: Tensor | None = None
+    kl_reference: Tensor | None = None
+    kl_old: Tensor | None = None
+    entropy: Tensor | None = None
+    value: Tensor | None = None
+    old_value: Tensor | None = None
+    returns: Tensor | None = None
+    errors: tuple[Tensor, ...] = ()
+    draw_weight: Tensor | None = None
+
+    def reduce(self, x: Tensor, how: Reduction = "sample_mean") -> Tensor:
+        """``functional.reduce`` with this batch's mask, weights and denominators."""
+        from genrl_core import functional
+
+        return functional.reduce(
+            x, how, mask=self.mask, weight=self.weight, population=self.population,
+            valid=self.valid, group=self.group,
+        )  # fmt: skip
+
+    def need(self, name: str) -> Tensor:
+        """A field that the objective declared in ``needs``.
+
+        Raises:
+            ValueError: the field is absent, because the objective did not declare it.
+        """
+        value: Tensor | None = getattr(self, name)
+        if value is None:
+            raise ValueError(f"the batch has no {name}: name it in the objective's needs")
+        return value

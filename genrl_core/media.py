@@ -1,0 +1,60 @@
+"""What goes in and what comes out: prompts and finished samples. Importing it loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One normalised prompt: what ``encode`` conditions on and what rewards may read.
+
+    Attributes:
+        id: stable name; the random streams of its samples are keyed by it.
+        text: the prompt itself.
+        negative: what guidance steers away from; empty for none.
+        columns: every further column of the prompt file, for rewards.
+    """
+
+    id: str
+    text: str
+    negative: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Media:
+    """Finished samples as a person or a reward takes them.
+
+    Attributes:
+        kind: ``image``, ``text`` or ``video``.
+        pixels: ``[B, 3, H, W]`` or ``[B, F, 3, H, W]`` uint8, for images and videos.
+        texts: B strings, for text.
+    """
+
+    kind: Literal["image", "text", "video"]
+    pixels: Tensor | None = None
+    texts: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts) if self.pixels is None else int(self.pixels.shape[0])
+
+    def select(self, rows: Sequence[int]) -> Media:
+        """Some of the samples."""
+        if self.pixels is None:
+            return replace(self, texts=tuple(self.texts[row] for row in rows))
+        return replace(self, pixels=self.pixels[list(rows)])
+
+    @staticmethod
+    def concat(parts: Sequence[Media]) -> Media:
+        """The samples of several media of one kind."""
+        import torch
+
+        texts = tuple(text for part in parts for text in part.texts)
+        pixels = [part.pixels for part in parts if part.pixels is not None]
+        return Media(parts[0].kind, torch.cat(pixels) if pixels else None, texts)

@@ -1,0 +1,85 @@
+"""A text task that can be verified: the sum of two numbers, character by character.
+
+No download and no GPU. The prompt is ``12+7=``, the answer ``19`` and the end. This entry module
+holds configs and hooks only and loads no torch.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from genrl_autoregressive import AutoregressivePolicyConfig
+from genrl_core import Capability, PolicyConfig, RewardConfig, SamplerConfig, hookimpl
+
+if TYPE_CHECKING:
+    from genrl_arithmetic.policy import ArithmeticLm
+    from genrl_arithmetic.reward import ArithmeticCorrect
+    from genrl_arithmetic.sampler import ArithmeticData
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class ArithmeticLmConfig(AutoregressivePolicyConfig):
+    """A GPT-2 of 102,000 parameters that reads and writes digits, from scratch."""
+
+    width: Count = Field(64, description="channels of the transformer, a multiple of heads")
+    layers: Count = Field(2, description="transformer blocks")
+    heads: Count = Field(4, description="attention heads")
+    positions: Count = Field(16, description="characters of prompt and answer at the most")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "ArithmeticLmConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+    def build(self) -> "ArithmeticLm":
+        from genrl_arithmetic.policy import ArithmeticLm
+
+        return ArithmeticLm(self)
+
+
+class ArithmeticDataConfig(SamplerConfig):
+    """The answers to the prompted sums, for supervised training."""
+
+    paradigm: ClassVar[str] = "autoregressive"
+    supervised: ClassVar[bool] = True
+    answer_noise: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="probability that the answer is off by 1 to 9, up or down, instead of right",
+    )
+
+    def build(self) -> "ArithmeticData":
+        from genrl_arithmetic.sampler import ArithmeticData
+
+        return ArithmeticData(self)
+
+
+class ArithmeticCorrectConfig(RewardConfig):
+    """1 where the text is the sum that the prompt asks for, in decimal digits; 0 elsewhere."""
+
+    media: ClassVar[frozenset[Capability]] = frozenset({Capability.TEXT})
+
+    def build(self) -> "ArithmeticCorrect":
+        from genrl_arithmetic.reward import ArithmeticCorrect
+
+        return ArithmeticCorrect()
+
+
+@hookimpl
+def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
+    """The language model."""
+    register("arithmetic_lm", ArithmeticLmConfig)
+
+
+@hookimpl
+def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> None:
+    """The data."""
+    register("arithmetic_data", ArithmeticDataConfig)
+
+
+@hookimpl
+def register_rewards(register: Callable[[str, type[RewardConfig]], None]) -> None:
+    """The rule."""
+    register("arithmetic_correct", ArithmeticCorrectConfig)

@@ -1,0 +1,143 @@
+"""The base of autoregressive policies: logits of the next token, and the exact likelihood.
+
+A condition holds ``prompt`` ``[B, P]`` int64 and ``prompt_mask`` ``[B, P]`` bool, true for the
+prompt's own tokens; a finished sample ``tokens`` ``[B, T]`` int64 and ``length`` ``[B]`` int64, how
+many of them count, the end-of-sequence token included.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genrl_autoregressive.distribution import token_log_probs
+from genrl_core import GenRLError, Matching, Policy, PolicyConfig, Scored, Streams, Tensors
+
+
+class AutoregressivePolicy(Policy):
+    """A network that reads a prompt and tokens, and predicts what comes next.
+
+    A subclass gives ``encode``, ``decode`` and ``logits``; sampling, densities, the bound and the
+    matching error follow. ``TransformersPolicy`` gives ``logits`` for the models of transformers.
+
+    Attributes:
+        num_symbols: V, the symbols that a completion is made of.
+        end_tokens: symbols that end a sample; none for images, whose number of tokens is fixed.
+        num_tokens: that number; None where a sample ends by an end token or at the sampler's limit.
+    """
+
+    def __init__(
+        self, config: PolicyConfig, network: nn.Module, num_symbols: int,
+        end_tokens: tuple[int, ...] = (), num_tokens: int | None = None,
+    ):  # fmt: skip
+        self.config = config
+        self.network = network
+        self.num_symbols = num_symbols
+        self.end_tokens = end_tokens
+        self.num_tokens = num_tokens
+
+    @abstractmethod
+    def logits(
+        self, prompt: Tensor | None, tokens: Tensor, mask: Tensor, cond: Tensors,
+        past: Any = None, *, cache: bool = False,
+    ) -> tuple[Tensor, Any]:  # fmt: skip
+        """The logits of what follows the prompt and each of the tokens.
+
+        Args:
+            prompt: ``[R, P]`` int64, padded on the left; None where ``past`` holds it.
+            tokens: ``[R, S]`` int64, the tokens of the completion that are read now; S may be 0.
+            mask: ``[R, L]`` bool over everything read so far, these tokens included: false for
+                padding. A token's position is the number of true entries before it.
+            cond: everything from ``encode``, for what is no token.
+            past: what the call before returned, or None.
+            cache: whether another call will follow with what this one returns.
+
+        Returns:
+            ``[R, S + 1, V]`` with a prompt, else ``[R, S, V]``; float32, or float64 where the
+            network is. And the past for the next call, of any type.
+        """
+
+    def unconditional(self, cond: Tensors) -> Tensors:  # noqa: ARG002  # for subclasses
+        """What takes the place of ``cond`` on the unguided side: the same names, R rows each.
+
+        The prompts may be shorter or longer.
+
+        Raises:
+            GenRLError: by default, since only the policy knows its empty prompt.
+        """
+        raise GenRLError(
+            f"{type(self).__name__} has no unconditional prompt, which a sampler.guidance_scale "
+            "other than 1 needs: set guidance_scale: 1, or implement unconditional(cond)"
+        )
+
+    def corrupt(
+        self, final: Tensors, streams: Streams, draws: int, update: int, updates: int  # noqa: ARG002
+    ) -> Tensors:  # fmt: skip
+        """Nothing: the likelihood is exact, so every draw is the same number; one is enough."""
+        return {}
+
+    def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:  # noqa: ARG002
+        """The logits at every token, ``[R, T, V]``; the error is the mean cross-entropy in nats.
+
+        The mean is over the sample's own tokens, the end-of-sequence token included: ``[R]``.
+        """
+        tokens, length = trimmed(final)
+        inside = within(length, tokens.shape[1])
+
+        def error(prediction: Tensor) -> Tensor:
+            found = token_log_probs(prediction, tokens).masked_fill(~inside, 0.0)
+            return -found.sum(-1) / length.clamp(min=1)
+
+        return Matching(teacher_forced(self, tokens, cond), error)
+
+    def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:  # noqa: ARG002
+        """``sum over t of log p(token t | prompt, tokens before)``, exact: ``[R, 1]``.
+
+        At temperature 1 and without guidance, whatever drew the sample.
+        """
+        tokens, length = trimmed(final)
+        found = token_log_probs(teacher_forced(self, tokens, cond), tokens)
+        inside = within(length, tokens.shape[1])
+        return Scored(log_probs=found.masked_fill(~inside, 0.0).sum(-1, keepdim=True))
+
+
+def teacher_forced(policy: AutoregressivePolicy, tokens: Tensor, cond: Tensors) -> Tensor:
+    """The logits from which each of the tokens was drawn, in one call: ``[R, T, V]``."""
+    prompt, mask = left_padded(cond["prompt"], cond["prompt_mask"])
+    read = tokens[:, :-1]
+    whole = torch.cat([mask, torch.ones_like(read, dtype=torch.bool)], 1)
+    return policy.logits(prompt, read, whole, cond)[0]
+
+
+def left_padded(prompt: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The same prompts with all padding on the left, and no column that is padding alone.
+
+    Batches that are joined pad shorter prompts at their end; here the order is put right again, so
+    that the last column is always the last token of a prompt.
+
+    Args:
+        prompt: ``[R, P]`` int64.
+        mask: ``[R, P]`` bool, with at least one true entry per row.
+
+    Raises:
+        GenRLError: a prompt has no token.
+    """
+    if not mask.any(1).all():
+        raise GenRLError("a prompt has no token: give it at least a beginning-of-sequence token")
+    order = mask.to(torch.int8).argsort(dim=1, stable=True)
+    order = order[:, -int(mask.sum(1).max()) :]
+    kept = mask.gather(1, order)
+    return prompt.gather(1, order).masked_fill(~kept, 0), kept
+
+
+def trimmed(final: Tensors) -> tuple[Tensor, Tensor]:
+    """Tokens and lengths of finished samples, without columns that no sample fills."""
+    length = final["length"]
+    longest = max(int(length.max()), 1) if len(length) else 1
+    return final["tokens"][:, :longest], length
+
+
+def within(length: Tensor, width: int) -> Tensor:
+    """Which of ``width`` places lie before the length: ``[R, width]`` bool."""
+    return torch.arange(width, device=length.device) < length.unsqueeze(1)

@@ -1,0 +1,220 @@
+"""The token sampler: one token after the other, each with its exact density.
+
+A sample is drawn with a cache of the past and scored again by one teacher-forced call (K = 1, M = T
+terms). The mask of its terms reaches up to and includes the end-of-sequence token. Both ways build
+the distribution by the same function, guidance and temperature inside.
+
+Deviations from common practice: guided samples are scored by the guided distribution unless the
+recipe says otherwise, and truncated sampling gives no densities; trainers often ignore both.
+"""
+
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from genrl_autoregressive import distribution
+from genrl_autoregressive.policy import (
+    AutoregressivePolicy,
+    left_padded,
+    teacher_forced,
+    trimmed,
+    within,
+)
+from genrl_core import (
+    GenRLError,
+    Others,
+    Plan,
+    Policy,
+    Sampler,
+    Scored,
+    Tensors,
+    Terms,
+    Trajectory,
+    take,
+)
+
+if TYPE_CHECKING:
+    from genrl_autoregressive import TokenConfig
+
+
+class TokenSampler(Sampler):
+    """Draws ``token_t ~ softmax((uncond + s (cond - uncond)) / temperature)``, t = 1 .. T.
+
+    The trace holds ``tokens`` ``[B, T]`` and ``length`` ``[B]``, as ``final`` does. T is the
+    sampler's limit, whatever the samples' lengths; after the end stand zeros.
+
+    ``guidance_density`` says which gradient a guided token has. By enumeration, ``guided`` is that
+    of the expected reward; ``guided_detach_uncond`` is its part through the prompted side;
+    ``conditional`` (T2I-R1, arXiv 2505.00703) scores a distribution that did not draw the token,
+    and points elsewhere from the second token on.
+    """
+
+    def __init__(self, config: "TokenConfig"):
+        self.config = config
+        self.guided = config.guidance_scale != 1
+        if self.guided and config.guidance_density == "conditional":
+            warnings.warn(
+                "guidance_density: conditional scores guided tokens by a distribution that did not "
+                "draw them, so the policy gradient is biased; choose guided, or guidance_scale: 1",
+                stacklevel=2,
+            )
+
+    def limit(self, policy: AutoregressivePolicy) -> int:
+        """T, how many tokens a sample has at the most.
+
+        Raises:
+            GenRLError: neither sampler nor policy says it, or they disagree.
+        """
+        asked, fixed = self.config.max_new_tokens, policy.num_tokens
+        if asked is None and fixed is None:
+            raise GenRLError(
+                "sampler.max_new_tokens is missing: this policy's samples have no fixed number of "
+                "tokens; add `max_new_tokens: 64` under `sampler`"
+            )
+        if asked is not None and fixed is not None and asked != fixed:
+            raise GenRLError(
+                f"sampler.max_new_tokens is {asked}, but a sample of this policy has {fixed} "
+                "tokens: leave it out"
+            )
+        return cast(int, asked if fixed is None else fixed)
+
+    def rollout(
+        self, policy: Policy, cond: Tensors, plan: Plan,
+        grad_steps: int = 0,  # noqa: ARG002  # tokens have no gradient
+    ) -> Trajectory:  # fmt: skip
+        known = cast(AutoregressivePolicy, policy)
+        limit, count = self.limit(known), len(plan)
+        uniform = plan.streams("rollout").uniform(limit)
+        ends = torch.tensor(known.end_tokens, dtype=torch.int64, device=uniform.device)
+        tokens = torch.zeros(count, limit, dtype=torch.int64, device=uniform.device)
+        length = torch.zeros_like(tokens[:, 0])
+        running = torch.ones_like(length, dtype=torch.bool)
+        log_probs: list[Tensor] = []
+        with torch.no_grad():
+            reader = _Reader(self, known, cond)
+            for step in range(limit):
+                pair = reader.begin() if step == 0 else reader.read(tokens[:, step - 1])
+                allowed = distribution.truncate(pair.drawn, self.config.top_k, self.config.top_p)
+                drawn = distribution.draw(allowed, uniform[:, step])
+                tokens[:, step] = drawn.masked_fill(~running, 0)
+                found = distribution.token_log_probs(pair.scored, tokens[:, step])
+                log_probs.append(found.masked_fill(~running, 0.0))
+                length += running
+                running &= ~torch.isin(drawn, ends)
+                if not running.any():
+                    break
+        return self._record(cond, {"tokens": tokens, "length": length}, torch.stack(log_probs))
+
+    def _record(self, cond: Tensors, final: Tensors, log_probs: Tensor) -> Trajectory:
+        """The trajectory of finished samples; ``log_probs`` ``[up to T, B]``."""
+        count, limit = final["tokens"].shape
+        if self.config.truncates:
+            return Trajectory(cond, {}, final, Terms.empty(count, log_probs.device))
+        mask = within(final["length"], limit).T
+        step = torch.arange(limit, device=mask.device).unsqueeze(1).expand(limit, count)
+        missing = limit - len(log_probs)
+        padded = torch.nn.functional.pad(log_probs, (0, 0, 0, missing))
+        terms = Terms(padded, events=mask.long(), step=step, mask=mask, calls=1)
+        return Trajectory(cond, dict(final), final, terms)
+
+    def score(
+        self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor,  # noqa: ARG002  # K = 1
+        want: frozenset[str], others: Others,
+    ) -> Scored:  # fmt: skip
+        if self.config.truncates:
+            raise NotImplementedError("truncated sampling has no step densities")
+        known = cast(AutoregressivePolicy, policy)
+        cond, full = take(trajectory.cond, b), take(trajectory.trace, b)
+        tokens, length = trimmed(full)
+        compared: Tensors = {}
+        # Other slots run first: none may change between a forward with gradient and its backward.
+        for slot in sorted(others):
+            if f"kl_{slot}" in want:
+                with others[slot](), torch.no_grad():
+                    compared[slot] = self._scored_by(known, tokens, cond)
+        logits = self._scored_by(known, tokens, cond)
+        found: Tensors = {}
+        if "log_probs" in want:
+            found["log_probs"] = distribution.token_log_probs(logits, tokens)
+        if "entropy" in want:
+            found["entropy"] = distribution.entropies(logits)
+        for slot, other in compared.items():
+            found[f"kl_{slot}"] = distribution.divergences(logits, other)
+        outside = ~within(length, tokens.shape[1])
+        missing = full["tokens"].shape[1] - tokens.shape[1]
+        shaped = {
+            name: torch.nn.functional.pad(values.masked_fill(outside, 0.0), (0, missing))
+            for name, values in found.items()
+        }
+        return Scored(**shaped)
+
+    def _scored_by(self, policy: AutoregressivePolicy, tokens: Tensor, cond: Tensors) -> Tensor:
+        """The logits of the density of every token, in one call or two: ``[R, T, V]``."""
+        if not self.guided or self.config.guidance_density == "conditional":
+            return self.combine(teacher_forced(policy, tokens, cond), None).scored
+        if self.config.guidance_density == "guided_detach_uncond":
+            with torch.no_grad():
+                without = teacher_forced(policy, tokens, policy.unconditional(cond))
+            return self.combine(teacher_forced(policy, tokens, cond), without).scored
+        both = _both(cond, policy.unconditional(cond))
+        given, without = teacher_forced(policy, torch.cat([tokens, tokens]), both).chunk(2)
+        return self.combine(given, without).scored
+
+    def combine(self, given: Tensor, without: Tensor | None) -> "Pair":
+        """The one place where guidance and temperature happen, in rollout and update alike."""
+        config = self.config
+        plain = given / config.temperature
+        if without is None:
+            return Pair(plain, plain)
+        guided = distribution.guide(given, without, config.guidance_scale) / config.temperature
+        return Pair(guided, plain if config.guidance_density == "conditional" else guided)
+
+
+class Pair(NamedTuple):
+    """Logits ``[..., V]``: what a token is drawn from, and what its density is taken of."""
+
+    drawn: Tensor
+    scored: Tensor
+
+
+class _Reader:
+    """Reads a batch token by token and keeps the past; with guidance both sides in one batch."""
+
+    def __init__(self, sampler: TokenSampler, policy: AutoregressivePolicy, cond: Tensors):
+        self._sampler, self._policy = sampler, policy
+        self._cond = _both(cond, policy.unconditional(cond)) if sampler.guided else cond
+        self._mask, self._past = torch.empty(0), cast(Any, None)
+
+    def begin(self) -> Pair:
+        """The distributions of the first token."""
+        prompt, self._mask = left_padded(self._cond["prompt"], self._cond["prompt_mask"])
+        return self._call(prompt, prompt[:, :0])
+
+    def read(self, tokens: Tensor) -> Pair:
+        """The distributions of the token after these, ``[B]``."""
+        column = (torch.cat([tokens, tokens]) if self._sampler.guided else tokens).unsqueeze(1)
+        self._mask = torch.cat([self._mask, torch.ones_like(column, dtype=torch.bool)], 1)
+        return self._call(None, column)
+
+    def _call(self, prompt: Tensor | None, tokens: Tensor) -> Pair:
+        logits, self._past = self._policy.logits(
+            prompt, tokens, self._mask, self._cond, self._past, cache=True
+        )
+        last = logits[:, -1]
+        if not self._sampler.guided:
+            return self._sampler.combine(last, None)
+        given, without = last.chunk(2)
+        return self._sampler.combine(given, without)
+
+
+def _both(cond: Tensors, without: Tensors) -> Tensors:
+    """Both sides in one batch, the prompted rows first; shorter prompts are padded at their end."""
+    width = max(cond["prompt"].shape[1], without["prompt"].shape[1])
+
+    def padded(side: Tensors, name: str) -> Tensor:
+        missing = width - side[name].shape[1] if name in ("prompt", "prompt_mask") else 0
+        return torch.nn.functional.pad(side[name], (0, missing)) if missing else side[name]
+
+    return {name: torch.cat([padded(cond, name), padded(without, name)]) for name in without}

@@ -1,0 +1,107 @@
+"""Policies whose network is a causal language model of transformers."""
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from genrl_autoregressive.policy import AutoregressivePolicy
+from genrl_core import GenRLError, PolicyConfig, Tensors
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+
+class TransformersPolicy(AutoregressivePolicy):
+    """``logits`` for any model that transformers loads as a causal language model.
+
+    Prompt and completion share the network's vocabulary; a completion is made of its first V ids.
+    Positions are given explicitly, as the number of real tokens before each, so that padding on the
+    left changes nothing even where positions are learned. A subclass gives ``encode`` and
+    ``decode``.
+    """
+
+    def __init__(
+        self, config: PolicyConfig, network: nn.Module, num_symbols: int,
+        end_tokens: tuple[int, ...] = (), num_tokens: int | None = None,
+    ):  # fmt: skip
+        super().__init__(config, network, num_symbols, end_tokens, num_tokens)
+        self._accepted = inspect.signature(network.forward).parameters.keys()
+        settings = getattr(network, "config", None)
+        self.max_positions: int | None = getattr(settings, "max_position_embeddings", None)
+        self.lora_targets = linear_modules(network)
+
+    def logits(
+        self, prompt: Tensor | None, tokens: Tensor, mask: Tensor, cond: Tensors,  # noqa: ARG002
+        past: Any = None, *, cache: bool = False,
+    ) -> tuple[Tensor, Any]:  # fmt: skip
+        """See ``AutoregressivePolicy.logits``; the past is the model's own key-value cache.
+
+        Raises:
+            GenRLError: prompt and completion are longer than the network has positions.
+        """
+        if self.max_positions is not None and mask.shape[1] > self.max_positions:
+            raise GenRLError(
+                f"{mask.shape[1]} tokens of prompt and completion are more than the "
+                f"{self.max_positions} positions of the network: lower sampler.max_new_tokens or "
+                "shorten the prompts"
+            )
+        ids = tokens if prompt is None else torch.cat([prompt, tokens], 1)
+        keep = tokens.shape[1] + (prompt is not None)
+        given: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": mask.long(),
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
+            "past_key_values": past,
+            "use_cache": cache,
+            "logits_to_keep": keep,
+        }
+        found = self.network(**{name: given[name] for name in given if name in self._accepted})
+        logits = found.logits[:, -keep:, : self.num_symbols]
+        precise = logits if logits.dtype == torch.float64 else logits.float()
+        return precise, found.past_key_values if cache else None
+
+
+def linear_modules(network: nn.Module) -> tuple[str, ...]:
+    """The names of all linear modules but the output head, each once: what LoRA adapts."""
+    head = getattr(network, "get_output_embeddings", lambda: None)()
+    kinds = ("Linear", "Conv1D")  # GPT-2's linear layers are called the latter
+    found = {
+        name.rsplit(".", 1)[-1]
+        for name, module in network.named_modules()
+        if type(module).__name__ in kinds and module is not head
+    }
+    return tuple(sorted(found))
+
+
+def tiny_gpt2(
+    vocabulary: int, positions: int, *, width: int, layers: int, heads: int, seed: int
+) -> "GPT2LMHeadModel":
+    """A GPT-2 from scratch for small experiments: exact GELU, no dropout, its own generator.
+
+    The same arguments give the same weights, and no global random number is drawn. The initial
+    weights are those of GPT-2 scaled to the width: normal with deviation ``width ** -0.5`` inside
+    the blocks and 0.1 for embeddings; what writes to the residual is smaller by ``sqrt(2 layers)``.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    settings = GPT2Config(
+        vocab_size=vocabulary, n_positions=positions, n_embd=width, n_layer=layers, n_head=heads,
+        activation_function="gelu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # its constructor draws; what follows overwrites that
+        network = GPT2LMHeadModel(settings)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.dim() < 2:
+                parameter.fill_(1.0 if ".ln_" in name and name.endswith("weight") else 0.0)
+                continue
+            std = 0.1 if name.endswith(("wte.weight", "wpe.weight")) else width**-0.5
+            if name.endswith("c_proj.weight"):
+                std = parameter.shape[0] ** -0.5 / (2 * layers) ** 0.5
+            parameter.normal_(0.0, std, generator=generator)
+    network.train(mode=False)
+    return network

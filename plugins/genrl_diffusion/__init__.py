@@ -1,0 +1,275 @@
+"""Diffusion and flow-matching models: the policy bases, and samplers with exact step densities.
+
+This entry module holds configs and hooks only and loads no torch. The classes and pure functions
+behind them are reached under the same names, ``from genrl_diffusion import FlowPolicy``, and are
+imported on first use.
+"""
+
+import importlib
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from genrl_core import Capability, PolicyConfig, SamplerConfig, Schema, hookimpl
+from genrl_diffusion import kernel
+
+if TYPE_CHECKING:
+    from genrl_diffusion.policy import DiffusionPolicy as DiffusionPolicy
+    from genrl_diffusion.policy import FlowPolicy as FlowPolicy
+    from genrl_diffusion.policy import VariancePreservingPolicy as VariancePreservingPolicy
+    from genrl_diffusion.policy import guided_prediction as guided_prediction
+    from genrl_diffusion.sampler import GaussianTransition as GaussianTransition
+    from genrl_diffusion.sampler import KernelSampler as KernelSampler
+    from genrl_diffusion.solver import SolverSampler as SolverSampler
+
+_HOMES = {
+    "DiffusionPolicy": "policy", "FlowPolicy": "policy", "VariancePreservingPolicy": "policy",
+    "guided_prediction": "policy",
+    "GaussianTransition": "sampler", "KernelSampler": "sampler", "SolverSampler": "solver",
+}  # fmt: skip
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use, so that reading recipes loads no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'genrl_diffusion' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"genrl_diffusion.{_HOMES[name]}"), name)
+
+
+class BoundConfig(Schema):
+    """How a finished sample is noised again, and what the error of the prediction counts for."""
+
+    timesteps: Literal["uniform", "logit_normal"] = Field(
+        "uniform",
+        description="distribution of the time in 0..1 (data to noise): uniform, or the logistic "
+        "function of a standard normal number, which prefers the middle (Stable Diffusion 3)",
+    )
+    weighting: Literal["uniform", "sigma", "sigma_squared"] = Field(
+        "uniform",
+        description="w in bound = -w x mean squared error: 1, the noise level s or s^2, where s = "
+        "sigma / (alpha + sigma) is 0 for data and 1 for noise (AWM's choices)",
+    )
+    shared_by_group: bool = Field(
+        default=False, description="whether all samples of a group get the same times and noises"
+    )
+    combine: bool = Field(
+        default=False, description="whether several draws are averaged into one term per sample"
+    )
+
+
+class DiffusionPolicyConfig(PolicyConfig):
+    """A network that denoises; the base of every diffusion and flow-matching policy."""
+
+    paradigm: ClassVar[str] = "diffusion"
+    bound: BoundConfig = Field(
+        BoundConfig(), description="the surrogate of a finished sample's log-likelihood"
+    )
+
+    def provides(self) -> frozenset[Capability]:
+        return frozenset({Capability.BOUND, Capability.MATCHING, Capability.IMAGE})
+
+
+class WindowConfig(Schema):
+    """The steps with noise; all others are deterministic. Every sample of a group has the same."""
+
+    size: Count = Field(description="how many consecutive steps have noise, and are trained")
+    range: Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(
+        None,
+        description="[first, end): the steps, counted from 0, in which the window lies; silent: "
+        "all that can have noise",
+    )
+    mode: Literal["random", "first"] = Field(
+        "random", description="where in the range: anywhere, drawn per group, or at its beginning"
+    )
+
+
+class RolloutConfig(SamplerConfig):
+    """What every sampler of diffusion models shares."""
+
+    paradigm: ClassVar[str] = "diffusion"
+    num_inference_steps: Count = Field(description="denoising steps: network calls per sample")
+    shift: Positive = Field(
+        1.0,
+        description="s in sigma -> s sigma / (1 + (s - 1) sigma), which for s > 1 spends more "
+        "steps on high noise; for flow matching only",
+    )
+    guidance_scale: NonNegative = Field(
+        1.0, description="s in uncond + s (cond - uncond), on predictions; 1 is off and costs one "
+        "call",
+    )  # fmt: skip
+    temperature: Positive = Field(
+        1.0, description="standard deviation of the noise that a sample starts from"
+    )
+    same_noise: bool = Field(
+        default=False, description="whether all samples of a group start from the same noise"
+    )
+
+    def lacks(self, capability: Capability) -> str:
+        if capability in (Capability.STEP_LOGP, Capability.STEP_KL):
+            return "a deterministic sampler has no step density"
+        if capability is Capability.ENTROPY:
+            return "the entropy of a Gaussian step does not depend on the weights"
+        return ""
+
+
+class DiffusionSamplerConfig(RolloutConfig):
+    """A sampler by one Gaussian step kernel; a subclass adds a knob and ``coefficients``."""
+
+    window: WindowConfig | None = Field(
+        None, description="restricts noise and training to some steps (Flow-GRPO-Fast, MixGRPO)"
+    )
+    final_step: Literal["denoise", "kernel"] = Field(
+        "denoise",
+        description="denoise: the last step adds no noise and is not trained; kernel: it is a step "
+        "like any other, and leaves its noise in the sample",
+    )
+    storage: Literal["full", "float16", "bfloat16"] = Field(
+        "full",
+        description="precision in which the latents are recorded: full is float32, or float64 "
+        "where the network is; a latent is rounded before its density is computed",
+    )
+
+    @abstractmethod
+    def coefficients(self, now: float, after: float) -> kernel.Step:
+        """``A, B, S`` of a step from one noise level to the next, 1 = pure noise, 0 = data.
+
+        The step is ``x' = A x0_hat + B eps_hat + S z``; see ``genrl_diffusion.kernel``.
+        """
+
+    @property
+    def noisy_steps(self) -> int:
+        """How many steps, from the first, may have noise."""
+        return self.num_inference_steps - (self.final_step == "denoise")
+
+    @property
+    def window_range(self) -> tuple[int, int]:
+        """[first, end) of the steps in which the window lies."""
+        if self.window is None or self.window.range is None:
+            return 0, self.noisy_steps
+        return self.window.range[0], self.window.range[1]
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any step has noise."""
+        return self.noisy_steps > 0 and self.coefficients(0.5, 0.25)[2] > 0
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> "DiffusionSamplerConfig":
+        if self.window is None:
+            return self
+        first, end = self.window_range
+        if not 0 <= first < end <= self.noisy_steps or end - first < self.window.size:
+            raise ValueError(
+                f"a window of {self.window.size} steps does not fit into [{first}, {end}) of the "
+                f"steps 0 to {self.noisy_steps - 1}, which can have noise (final_step: "
+                f"{self.final_step}): make it smaller, widen the range, or take more steps"
+            )
+        return self
+
+    def provides(self) -> frozenset[Capability]:
+        closed = {Capability.STEP_LOGP, Capability.STEP_KL}
+        return frozenset(closed if self.stochastic else ())
+
+    def build(self) -> "KernelSampler":
+        from genrl_diffusion.sampler import KernelSampler
+
+        return KernelSampler(self)
+
+
+class FlowOdeConfig(DiffusionSamplerConfig):
+    """Euler steps of the probability-flow ODE, without noise; DDIM with eta 0."""
+
+    paper: ClassVar[str] = "arXiv 2209.03003"
+
+    @model_validator(mode="after")
+    def _no_window(self) -> "FlowOdeConfig":
+        if self.window is not None:
+            raise ValueError(
+                "flow_ode has no noise, and window says which steps have it: leave window out, or "
+                "choose flow_sde, dance_sde, cps or ddim"
+            )
+        return self
+
+    def coefficients(self, now: float, after: float) -> kernel.Step:
+        return kernel.flow_ode(now, after)
+
+
+class FlowSdeConfig(DiffusionSamplerConfig):
+    """Flow-GRPO's stochastic steps: noise grows with the noise level."""
+
+    paper: ClassVar[str] = "arXiv 2505.05470"
+    noise: NonNegative = Field(
+        0.7, description="a in the diffusion coefficient a sqrt(sigma / (1 - sigma)); 0 for none"
+    )
+
+    def coefficients(self, now: float, after: float) -> kernel.Step:
+        return kernel.flow_sde(now, after, self.noise)
+
+
+class DanceSdeConfig(DiffusionSamplerConfig):
+    """DanceGRPO's stochastic steps: the same noise per unit of time at all noise levels."""
+
+    paper: ClassVar[str] = "arXiv 2505.07818"
+    noise: NonNegative = Field(
+        0.3, description="the diffusion coefficient (the paper's eta); 0 for none"
+    )
+
+    def coefficients(self, now: float, after: float) -> kernel.Step:
+        return kernel.dance_sde(now, after, self.noise)
+
+
+class CpsConfig(DiffusionSamplerConfig):
+    """Coefficient-preserving sampling: every latent has exactly the noise its level says."""
+
+    paper: ClassVar[str] = "arXiv 2509.05952"
+    noise: Share = Field(
+        0.8, description="a: the share of fresh noise is sin(a pi / 2); 0 for none, 1 for all"
+    )
+
+    def coefficients(self, now: float, after: float) -> kernel.Step:
+        return kernel.cps(now, after, self.noise)
+
+
+class DdimConfig(DiffusionSamplerConfig):
+    """DDIM; with eta 1 the ancestral steps of DDPM, which DDPO and D3PO train."""
+
+    paper: ClassVar[str] = "arXiv 2010.02502"
+    eta: Share = Field(
+        1.0, description="fraction of the standard deviation of DDPM's posterior; 0 for none"
+    )
+
+    def coefficients(self, now: float, after: float) -> kernel.Step:
+        return kernel.ddim(now, after, self.eta)
+
+
+class DiffusersSolverConfig(RolloutConfig):
+    """A multistep ODE solver of diffusers: few steps, no densities, for objectives on the bound."""
+
+    paper: ClassVar[str] = "arXiv 2211.01095"
+    scheduler: Literal["dpm_solver", "unipc", "deis"] = Field(
+        "dpm_solver", description="DPM-Solver++, UniPC or DEIS"
+    )
+    solver_order: Annotated[int, Field(ge=1, le=3)] = Field(2, description="order of the solver")
+
+    def build(self) -> "SolverSampler":
+        from genrl_diffusion.solver import SolverSampler
+
+        return SolverSampler(self)
+
+
+@hookimpl
+def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> None:
+    """The step kernels, and the multistep solvers."""
+    register("flow_ode", FlowOdeConfig)
+    register("flow_sde", FlowSdeConfig)
+    register("dance_sde", DanceSdeConfig)
+    register("cps", CpsConfig)
+    register("ddim", DdimConfig)
+    register("diffusers_solver", DiffusersSolverConfig)

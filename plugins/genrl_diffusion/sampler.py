@@ -1,0 +1,207 @@
+"""The samplers with a density per step: one Gaussian transition for every step kernel.
+
+Flow-GRPO (arXiv 2505.05470), DanceGRPO (2505.07818), CPS (2509.05952) and DDPO (2305.13301) differ
+in three coefficients per step (``genrl_diffusion.kernel``) and in nothing else.
+
+Deviations from their released codes: log-densities are sums over the latent's elements, and the
+mean that all of them take is the objective's ``over: mean``; CPS keeps its true density, where its
+authors drop ``1 / (2 S^2)``; the last step adds no noise unless ``final_step: kernel`` (Flow-GRPO
+adds it and leaves the step out of training, DanceGRPO decodes the denoised latent).
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from genrl_core import MarkovSampler, Plan, Streams, Tensors, Trajectory, Transition
+from genrl_diffusion.kernel import Step, flow_ode, level_of, rescaled
+from genrl_diffusion.policy import DiffusionPolicy, along, guided_prediction
+
+if TYPE_CHECKING:
+    from genrl_diffusion import DiffusionSamplerConfig, RolloutConfig
+
+STORAGE = {"full": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class GaussianTransition(Transition):
+    """One step of R rows: ``x' ~ N(mean, deviation^2)``, one term per row.
+
+    An action is ``latents`` ``[R, *shape]``. Where the deviation is 0 the step is deterministic:
+    its term has no events and its numbers are 0.
+
+    Args:
+        mean: ``[R, *shape]`` float32 or float64.
+        deviation: ``[R]``.
+        draws: whether a noise is drawn at all; it must not depend on which samples stand together.
+        storage: the dtype that an action is rounded to, or None.
+    """
+
+    def __init__(
+        self, mean: Tensor, deviation: Tensor, *, draws: bool = True,
+        storage: torch.dtype | None = None,
+    ):  # fmt: skip
+        self.mean = mean
+        self.deviation = deviation.to(mean.dtype)
+        self.noisy = deviation > 0
+        self._draws = draws
+        self._storage = storage
+
+    def sample(self, streams: Streams) -> Tensors:
+        drawn = self.mean
+        if self._draws:
+            noise = streams.normal(*self.mean.shape[1:]).to(self.mean.dtype)
+            drawn = drawn + along(self.deviation, drawn) * noise
+        return {"latents": rounded(drawn, self._storage)}
+
+    def log_prob(self, action: Tensors) -> Tensor:
+        """``-sum (x' - mean)^2 / (2 S^2) - n log(S sqrt(2 pi))`` over the n elements, in float64.
+
+        The sum over tens of thousands of elements has more digits than float32 can hold, and a
+        ratio is made of the last ones.
+        """
+        square = self._square(action["latents"].to(self.mean.dtype) - self.mean)
+        constant = self._safe().log() + 0.5 * math.log(2 * math.pi)
+        return self._where_noisy(-0.5 * square - self._elements() * constant)
+
+    def events(self, action: Tensors) -> Tensor:  # noqa: ARG002  # the same for every action
+        return (self.noisy * self._elements()).unsqueeze(1)
+
+    def kl(self, other: Transition) -> Tensor:
+        """``sum (mean - mean')^2 / (2 S^2)``: the deviation does not depend on the weights."""
+        assert isinstance(other, GaussianTransition)
+        return self._where_noisy(0.5 * self._square(self.mean - other.mean))
+
+    def _elements(self) -> int:
+        return self.mean[0].numel()
+
+    def _safe(self) -> Tensor:
+        """The deviations in float64, 1 where there is none."""
+        return self.deviation.double().masked_fill(~self.noisy, 1.0)
+
+    def _square(self, difference: Tensor) -> Tensor:
+        """The squared norm of ``difference / S``: ``[R]`` float64."""
+        scaled = difference / along(self._safe(), difference)
+        return scaled.square().flatten(1).sum(1, dtype=torch.float64)
+
+    def _where_noisy(self, values: Tensor) -> Tensor:
+        return values.masked_fill(~self.noisy, 0.0).unsqueeze(1)
+
+
+class KernelSampler(MarkovSampler[DiffusionPolicy]):
+    """Denoises step by step with the coefficients of ``config``; K + 1 latents are the record.
+
+    The trace holds ``latents`` ``[B, K + 1, *shape]``, from noise to data, in the precision of
+    ``config.storage``; with a window of w steps ``latents`` ``[B, w + 1, *shape]`` and ``first``
+    ``[B]``, the step where it begins. ``terms.scale`` is S, the deviation of the step (GRPO-Guard).
+    """
+
+    def __init__(self, config: "DiffusionSamplerConfig"):
+        self.config = config
+        self.num_steps = config.num_inference_steps
+        self._storage = STORAGE[config.storage]
+        self._schedules: WeakKeyDictionary[DiffusionPolicy, Tensors] = WeakKeyDictionary()
+
+    def schedule(self, policy: DiffusionPolicy) -> Tensors:
+        """The steps of this policy, each ``[K]`` float64; computed once.
+
+        ``time``, ``alpha``, ``sigma`` where a step begins; ``A``, ``B``, ``S`` with noise, and
+        ``B_ode`` without.
+        """
+        if policy not in self._schedules:
+            self._schedules[policy] = self._schedule(policy)
+        return self._schedules[policy]
+
+    def _schedule(self, policy: DiffusionPolicy) -> Tensors:
+        times = policy.times(self.num_steps, self.config.shift)
+        alpha, sigma = policy.alpha_sigma(times)
+        levels = list(zip(alpha.tolist(), sigma.tolist(), strict=True))
+        rows = []
+        for step, (now, after) in enumerate(itertools.pairwise(levels)):
+            pair = level_of(*now), level_of(*after)
+            plain: Step = flow_ode(*pair)
+            noisy = self.config.coefficients(*pair) if step < self.config.noisy_steps else plain
+            rows.append((*rescaled(noisy, *after), rescaled(plain, *after)[1]))
+        columns = torch.tensor(rows, dtype=torch.float64).T
+        found = dict(zip(("A", "B", "S", "B_ode"), columns, strict=True))
+        return found | {"time": times[:-1], "alpha": alpha[:-1], "sigma": sigma[:-1]}
+
+    def start(self, policy: DiffusionPolicy, cond: Tensors, streams: Streams) -> Tensors:  # noqa: ARG002
+        shared = streams.shared
+        state = {}
+        if (window := self.config.window) is not None:
+            low, end = self.config.window_range
+            places = 1 if window.mode == "first" else end - low - window.size + 1
+            drawn = (shared.uniform().double() * places).floor().long()
+            state["first"] = low + drawn.clamp(max=places - 1)
+        noise = initial_noise(policy, self.config, shared if self.config.same_noise else streams)
+        return state | {"latents": rounded(noise, self._storage)}
+
+    def transition(
+        self, policy: DiffusionPolicy, state: Tensors, k: Tensor, cond: Tensors
+    ) -> GaussianTransition:
+        x = state["latents"].to(policy.dtype)
+        row = {name: column.to(k.device)[k] for name, column in self.schedule(policy).items()}
+        time, scale = row["time"].to(x.dtype), self.config.guidance_scale
+        prediction = guided_prediction(policy, x, time, cond, scale)
+        data, noise = policy.split(prediction, x, row["alpha"], row["sigma"])
+        inside = self._inside(state, k)
+        b = torch.where(inside, row["B"], row["B_ode"])
+        mean = along(row["A"], x) * data + along(b, x) * noise
+        deviation = row["S"].masked_fill(~inside, 0.0)
+        draws = bool((row["S"] > 0).any())
+        return GaussianTransition(mean, deviation, draws=draws, storage=self._storage)
+
+    def _inside(self, state: Tensors, k: Tensor) -> Tensor:
+        """Which rows stand at a step of their window: ``[R]`` bool."""
+        if self.config.window is None:
+            return torch.ones_like(k, dtype=torch.bool)
+        return (k >= state["first"]) & (k < state["first"] + self.config.window.size)
+
+    def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:  # noqa: ARG002
+        return state | action
+
+    def finish(self, state: Tensors) -> Tensors:
+        return {"latents": state["latents"]}
+
+    def pack(self, states: list[Tensors], actions: list[Tensors]) -> Tensors:  # noqa: ARG002
+        latents = torch.stack([state["latents"].detach() for state in states], 1)
+        record = {"latents": latents if self._storage is None else latents.to(self._storage)}
+        if self.config.window is None:
+            return record
+        first = states[0]["first"]
+        place = first.unsqueeze(1) + torch.arange(self.config.window.size + 1, device=first.device)
+        rows = torch.arange(len(first), device=first.device).unsqueeze(1)
+        return {"latents": record["latents"][rows, place], "first": first}
+
+    def restore(self, trace: Tensors, k: Tensor, b: Tensor) -> tuple[Tensors, Tensors]:
+        """The latents before and after step k; outside a window, those of its nearest step."""
+        latents, state, place = trace["latents"], {}, k
+        if self.config.window is not None:
+            state["first"] = trace["first"][b]
+            place = (k - state["first"]).clamp(0, self.config.window.size - 1)
+        return state | {"latents": latents[b, place]}, {"latents": latents[b, place + 1]}
+
+    def walk(
+        self, policy: DiffusionPolicy, cond: Tensors, plan: Plan,
+        given: Sequence[Tensors] | None, grad_steps: int = 0,
+    ) -> Trajectory:  # fmt: skip
+        found = super().walk(policy, cond, plan, given, grad_steps)
+        deviation = self.schedule(policy)["S"].to(found.terms.log_probs).unsqueeze(1)
+        scale = torch.where(found.terms.mask, deviation, torch.ones_like(deviation))
+        return replace(found, terms=replace(found.terms, scale=scale))
+
+
+def initial_noise(policy: DiffusionPolicy, config: "RolloutConfig", streams: Streams) -> Tensor:
+    """What every sample starts from: ``[B, *shape]`` in the policy's dtype."""
+    return config.temperature * streams.normal(*policy.shape).to(policy.dtype)
+
+
+def rounded(latents: Tensor, storage: torch.dtype | None) -> Tensor:
+    """The latents that a record in ``storage`` gives back, in their own dtype."""
+    return latents if storage is None else latents.to(storage).to(latents.dtype)

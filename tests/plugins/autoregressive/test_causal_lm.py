@@ -1,0 +1,140 @@
+"""Published models through the real code: loaded, prompted, drawn from, trained on texts."""
+
+import json
+import textwrap
+
+import pytest
+import torch
+
+from genrl_autoregressive import CausalLmConfig, TokenConfig
+from genrl_core import Plan, Prompt, RecipeError, load_recipe, train
+from genrl_core.testing import check_sampler
+
+from .conftest import NETWORKS
+
+PROMPTS = [Prompt("a", "1+2="), Prompt("b", "b"), Prompt("c", "0123", negative="a")]
+
+
+@pytest.fixture(params=NETWORKS)
+def policy(request, published):
+    return CausalLmConfig(weights=str(published[request.param])).build()
+
+
+def test_loading_takes_weights_vocabulary_and_end(policy, published):
+    assert policy.num_symbols == 12
+    assert policy.end_tokens == (0,)
+    assert not policy.network.training
+    assert not any(isinstance(m, torch.nn.Dropout) and m.p for m in policy.network.modules())
+    assert all(v == 0 for n, v in policy.network.config.to_dict().items() if "pdrop" in n)
+
+
+@pytest.mark.parametrize("fields", [{}, {"guidance_scale": 3.0, "temperature": 0.8}])
+def test_conformance(policy, fields):
+    sampler = TokenConfig(max_new_tokens=6, **fields).build()
+    check_sampler(policy, sampler, PROMPTS, samples=3, tolerance=1e-5)
+
+
+def test_encoding_and_texts(policy):
+    cond = policy.encode(PROMPTS)
+    assert cond["prompt_mask"].sum(1).tolist() == [4, 1, 4]
+    assert cond["negative_mask"].sum(1).tolist() == [1, 1, 1]
+    assert cond["negative"][:, 0].tolist() == [1, 1, 9]  # <begin>, or the prompt's negative text
+    final = policy.tokenize(["12", "", "a+b"])
+    assert final["length"].tolist() == [3, 1, 4]
+    assert policy.decode(final).texts == ("12", "", "a+b")
+    assert policy.decode(final).kind == "text"
+
+
+def test_equals_the_model_called_plainly(policy):
+    """Log-likelihood of one text by transformers alone, without padding."""
+    final = policy.tokenize(["10+", "2"])
+    found = policy.bound(final, policy.encode(PROMPTS[:2]), {}).log_probs
+    for row, (prompt, text) in enumerate([("1+2=", "10+"), ("b", "2")]):
+        ids = policy.tokenizer(prompt)["input_ids"]
+        answer = [*policy.tokenizer(text)["input_ids"], 0]
+        logits = policy.network(torch.tensor([ids + answer])).logits[0]
+        rows = logits[len(ids) - 1 : -1].log_softmax(-1)
+        expected = rows[range(len(answer)), answer].sum()
+        torch.testing.assert_close(found[row, 0], expected, rtol=0, atol=1e-5)
+
+
+def test_agrees_with_generate_of_transformers(policy):
+    """The likeliest tokens, one after the other, are those of ``generate`` without sampling."""
+    sampler = TokenConfig(max_new_tokens=5, temperature=1e-4).build()
+    plan = Plan(0, 0, 0, tuple(PROMPTS[:1]), torch.tensor([0]), torch.tensor([0]))
+    final = sampler.rollout(policy, policy.encode(PROMPTS[:1]), plan).final
+    ids = torch.tensor([policy.tokenizer("1+2=")["input_ids"]])
+    theirs = policy.network.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=5, pad_token_id=0
+    )[0, 4:]
+    assert final["tokens"][0, : final["length"][0]].tolist() == theirs.tolist()
+
+
+def test_chat_template(published):
+    policy = CausalLmConfig(weights=str(published["gpt2"]), chat_template=True).build()
+    cond = policy.encode([Prompt("x", "12")])
+    assert cond["prompt"].tolist() == [policy.tokenizer("12=")["input_ids"]]  # it adds the "="
+
+
+def test_base_names_the_model_of_weights_that_are_ours(published):
+    policy = CausalLmConfig(base=str(published["gpt2"])).build()
+    assert policy.num_symbols == 12
+    assert CausalLmConfig(weights=str(published["gpt2"]), dtype="bfloat16").build().bound(
+        policy.tokenize(["1"]), policy.encode(PROMPTS[:1]), {}
+    ).log_probs.dtype == torch.float32  # fmt: skip
+
+
+def test_what_cannot_be_loaded_is_a_sentence(tmp_path, published):
+    with pytest.raises(RecipeError, match=r"policy.weights is missing"):
+        CausalLmConfig().build()
+    with pytest.raises(RecipeError, match=r"cannot load .* config.json, model.safetensors"):
+        CausalLmConfig(weights=str(tmp_path)).build()
+
+
+def test_pickled_weights_are_refused(published, tmp_path):
+    for path in published["gpt2"].iterdir():
+        if path.suffix == ".json":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(RecipeError, match="cannot load"):
+        CausalLmConfig(weights=str(tmp_path)).build()
+
+
+def test_lora_adapts_every_linear_module_but_the_head(policy):
+    of = {
+        "gpt2": ("c_attn", "c_fc", "c_proj"),
+        "llama": ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"),
+    }
+    assert policy.lora_targets == of[policy.network.config.model_type]
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("weights", ["{}", "{lora: {rank: 2}}"])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_texts_through_the_trainer(published, tmp_path, kind, weights):
+    """Two iterations of GRPO with a KL from the reference, in closed form, guided."""
+    (tmp_path / "prompts.txt").write_text("1+2=\n0+1=\n10+1=\n")
+    text = f"""
+        policy: {{use: causal_lm, weights: {json.dumps(str(published[kind]))}}}
+        sampler: {{use: token, max_new_tokens: 4, guidance_scale: 1.5}}
+        reward: {{arithmetic_correct: {{}}}}
+        objective:
+          grpo: {{epsilon: 0.2}}
+          kl: {{weight: 0.05, estimator: analytic}}
+        advantage: {{scale: none}}
+        weights: {weights}
+        prompts: {{file: prompts.txt, evaluate: prompts.txt}}
+        train:
+          {{iterations: 2, num_prompts: 3, num_generations: 8, learning_rate: 1e-2, num_updates: 2}}
+        run: {{threads: 1, device: cpu}}
+    """
+    (tmp_path / "recipe.yaml").write_text(textwrap.dedent(text))
+    records = list(train(load_recipe(str(tmp_path / "recipe.yaml"))))
+    assert len(records) == 2
+    for record in records:
+        assert record.problem is None
+        assert record.media.kind == "text"
+        assert len(record.media) == 24
+        assert record.metrics["drift"] < 1e-5
+        assert record.metrics["kl"] >= 0
+    assert records[1].metrics["kl"] > 0

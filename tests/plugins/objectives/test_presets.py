@@ -1,0 +1,200 @@
+"""Schemas, defaults and small numbers by hand."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from genrl_core import Batch, ObjectiveConfig, RecipeError, Registry, load_recipe
+from genrl_core.config import AdvantageConfig, FilterConfig
+from genrl_core.functional import (
+    clipped_surrogate,
+    generalized_advantage,
+    group_extremes,
+    group_softmax,
+    sapo_surrogate,
+    whiten,
+)
+from genrl_objectives import OBJECTIVES
+
+Make = Callable[..., ObjectiveConfig]
+
+
+def batch(**fields: Any) -> Batch:
+    """Two terms of four samples in two groups."""
+    ones = torch.ones(2, 4, dtype=torch.float64)
+    reward = torch.tensor([1.0, 3.0, 2.0, 2.0], dtype=torch.float64)
+    known: dict[str, Any] = {
+        "log_probs": -ones, "old": -ones, "reference": -ones, "events": ones.long(),
+        "step": torch.arange(2).unsqueeze(1).expand(2, 4), "mask": ones.bool(),
+        "population": ones.bool(), "weight": ones, "scale": ones, "advantage": ones * reward,
+        "reward": reward, "group": torch.tensor([0, 0, 1, 1]), "valid": torch.ones(4).bool(),
+    }  # fmt: skip
+    return Batch(**(known | fields))
+
+
+def gradient(objective: Any, found: Batch) -> Tensor:
+    leaf = found.log_probs.clone().requires_grad_()
+    loss, _ = objective.loss(replace(found, log_probs=leaf))
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_defaults_fit_their_sections(proposed: Make, name: str) -> None:
+    config = proposed(name)
+    AdvantageConfig.model_validate(config.advantage_defaults)
+    FilterConfig.model_validate(config.filter_defaults)
+    assert config.paper and config.summary().endswith(".") and len(config.summary()) < 100
+    objective = config.build()
+    assert objective.view == config.view_wanted()
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "gspo", "gmpo", "rloo", "ppo", "awm", "cispo"])
+def test_what_a_ratio_means_is_not_guessed(name: str) -> None:
+    with pytest.raises(ValidationError, match="epsilon"):
+        OBJECTIVES[name].model_validate({})
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("cispo", {"epsilon_high": 0.28}, "0.28 above 1 is written 1.28"),
+        ("grpo", {"epsilon": 0.1, "delta": 0.9}, "greater than 1"),
+        ("dpo", {"loss_type": "exo_pair"}, "needs label_smoothing"),
+        ("dpo", {"label_smoothing": 0.1}, "means nothing to loss_type: sigmoid"),
+        ("gmpo", {"epsilon": 0.4, "level": "sequence"}, "Input should be 'term'"),
+        ("flow_dppo", {"threshold": 0.1, "view": "bound"}, "Input should be 'steps'"),
+        ("dgpo", {"clip": 0.1}, "Extra inputs"),
+    ],
+)
+def test_bad_values_are_refused(name: str, fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        OBJECTIVES[name].model_validate(fields)
+
+
+def test_a_recipe_hears_what_the_cap_is() -> None:
+    tree = {
+        "extends": "digits/mask_grpo",
+        "objective": {"grpo": None, "cispo": {"epsilon_high": 0.2}},
+    }
+    with pytest.raises(RecipeError, match=r"cispo\.epsilon_high: should be above 1, not 0\.2"):
+        load_recipe(tree, [], Registry.discover())
+
+
+def test_a_recipe_takes_the_preset_s_advantage_and_filter() -> None:
+    registry = Registry.discover()
+    tree: dict[str, Any] = {"extends": "digits/mask_grpo", "advantage": None, "filter": None}
+    dapo = load_recipe(tree | {"objective": {"grpo": None, "dapo": {"epsilon": 0.2}}}, [], registry)
+    assert (dapo.filter.min_spread, dapo.filter.then) == (0.0, "resample")
+    rloo = load_recipe(tree | {"objective": {"grpo": None, "rloo": {"epsilon": 0.2}}}, [], registry)
+    assert (rloo.advantage.baseline, rloo.advantage.scale) == ("leave_one_out", "none")
+
+
+def test_two_sided_clip_by_hand() -> None:
+    ratio = torch.tensor([0.5, 1.0, 3.0, 3.0], dtype=torch.float64).log()
+    advantage = torch.tensor([-1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+    assert clipped_surrogate(ratio, advantage, 0.2).tolist() == pytest.approx([0.8, 1, 3, -1.2])
+    found = clipped_surrogate(ratio, advantage, 0.2, 0.3, 2.0)
+    assert found.tolist() == pytest.approx([0.8, 1, 2, -1.3])
+
+
+def test_cispo_never_loses_a_gradient_where_grpo_does(proposed: Make) -> None:
+    moved = batch(old=torch.full((2, 4), -3.0, dtype=torch.float64))
+    assert gradient(proposed("grpo", epsilon=0.2).build(), moved).abs().max() == 0
+    found = gradient(proposed("cispo", epsilon_high=1.5).build(), moved)
+    torch.testing.assert_close(found, -1.5 * moved.advantage / 8)
+
+
+def test_sapo_gate_halves_with_distance() -> None:
+    ratio = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(
+        sapo_surrogate(ratio, torch.ones(2, dtype=torch.float64), 1.0, 1.05).sum(), ratio
+    )
+    gate = torch.sigmoid(ratio.exp() - 1)
+    torch.testing.assert_close(found, -4 * gate * (1 - gate) * ratio.exp())
+
+
+def test_gmpo_clips_before_the_mean(proposed: Make) -> None:
+    """d = (1, -1): the clip at .4 takes the first for A > 0, so that the mean is -.3."""
+    old = torch.tensor([[-2.0] * 4, [0.0] * 4], dtype=torch.float64)
+    found, _ = proposed("gmpo", epsilon=0.4).build().loss(batch(old=old))
+    assert float(found) == pytest.approx(-2.0 * float(torch.tensor(-0.3).exp()))
+
+
+def test_guard_centres_and_scales(proposed: Make) -> None:
+    kl, scale = torch.full((2, 4), 0.3).double(), torch.full((2, 4), 0.5).double()
+    moved = batch(old=torch.full((2, 4), -0.9).double(), kl_old=kl, scale=scale)
+    found, _ = proposed("grpo_guard", epsilon=0.9).build().loss(moved)
+    assert float(found) == pytest.approx(-2.0 * float(torch.tensor(0.1).exp()))
+
+
+def test_flow_dppo_stops_only_what_leaves(proposed: Make) -> None:
+    kl = torch.tensor([[0.0, 1.0, 1.0, 1.0]] * 2, dtype=torch.float64)
+    advantage = torch.tensor([[1.0, 1.0, -1.0, -1.0]] * 2, dtype=torch.float64)
+    old = torch.tensor([[-1.5, -1.5, -1.5, -0.5]] * 2, dtype=torch.float64)
+    moved = batch(kl_old=kl, advantage=advantage, old=old)
+    found = gradient(proposed("flow_dppo", threshold=0.5).build(), moved)
+    assert (found != 0).tolist() == [[True, False, True, False]] * 2
+
+
+def test_groups_by_hand() -> None:
+    group, valid = torch.tensor([0, 1, 0, 1, 0]), torch.tensor([1, 1, 1, 1, 0]).bool()
+    x = torch.tensor([[0.0, 1.0, 0.0, 3.0, 9.0]], dtype=torch.float64)
+    e = float(torch.tensor(2.0, dtype=torch.float64).exp())
+    expected = [1, 2 / (1 + e), 1, 2 * e / (1 + e), 0]
+    assert group_softmax(x, group, valid)[0].tolist() == pytest.approx(expected)
+    best, worst = group_extremes(x[0], group, valid)
+    assert (best.tolist(), worst.tolist()) == ([3], [1])
+
+
+def test_pairs_of_equal_rewards_teach_nothing(proposed: Make) -> None:
+    """The second group's rewards are equal: its samples get no gradient, alone or with others."""
+    found = gradient(proposed("dpo").build(), batch())
+    torch.testing.assert_close(found[0], torch.tensor([0.05, -0.05, 0, 0]).double())
+    nothing = gradient(proposed("dpo").build(), batch(reward=torch.ones(4).double()))
+    assert nothing.abs().max() == 0
+
+
+def test_best_of_n_keeps_the_best(proposed: Make) -> None:
+    objective = proposed("best_of_n", view="steps").build()
+    found = gradient(objective, batch(valid=torch.tensor([1, 1, 0, 1]).bool()))
+    torch.testing.assert_close(found[0], torch.tensor([0, -2.0, 0, -1.0]).double() / 6)
+
+
+def test_generalized_advantage_by_loops() -> None:
+    """Ragged samples, two terms in the first step, against the definition as a sum."""
+    rng = torch.Generator().manual_seed(2)
+    value = torch.randn(5, 3, generator=rng, dtype=torch.float64)
+    reward = torch.randn(3, generator=rng, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 1], [1, 1, 0], [1, 1, 0]]).bool()
+    step = torch.tensor([0, 1, 2, 3, 4]).unsqueeze(1).expand(5, 3)
+    found = generalized_advantage(value, reward, step, mask, 0.9, 0.8)
+    for b in range(3):
+        terms = [t for t in range(5) if mask[t, b]]
+        ahead = [float(value[t, b]) for t in terms]
+        nexts = [0.9 * v for v in ahead[1:]] + [float(reward[b])]
+        deltas = [n - v for n, v in zip(nexts, ahead, strict=True)]
+        for place, t in enumerate(terms):
+            total = sum((0.9 * 0.8) ** i * delta for i, delta in enumerate(deltas[place:]))
+            assert float(found[t, b]) == pytest.approx(total)
+    assert (found[~mask] == 0).all()
+
+
+def test_terms_of_one_step_share_their_advantage() -> None:
+    value = torch.tensor([[0.5], [0.5], [0.2]], dtype=torch.float64)
+    step = torch.tensor([[0], [0], [1]])
+    found = generalized_advantage(
+        value, torch.ones(1).double(), step, torch.ones(3, 1).bool(), 0.9, 0.8
+    )
+    apart = 0.9 * 0.2 - 0.5 + 0.72 * 0.8
+    assert found.flatten().tolist() == pytest.approx([apart, apart, 0.8])
+
+
+def test_whitening_sees_the_mask_alone() -> None:
+    x = torch.tensor([1.0, 3.0, 100.0], dtype=torch.float64)
+    found = whiten(x, torch.tensor([1, 1, 0]).bool())
+    assert found[:2].tolist() == pytest.approx([-1, 1], abs=1e-6)
