@@ -25,7 +25,7 @@ GLOSSARY: dict[str, str] = {
     "clip_fraction": "share of the terms whose ratio the clip holds back; 0 at the first update",
     "kl": "divergence from the reference policy, in nats, averaged over terms",
     "entropy": "entropy of the policy's distributions, in nats, averaged over terms",
-    "margin": "mean difference of scaled log-ratios between the better and the worse sample of a pair",
+    "margin": "mean scaled log-ratio of the better sample of a pair minus that of the worse",
     "group_weight": "mean weight of a group in objectives that compare whole groups",
     "weight_max": "largest weight of a sample in objectives that weigh samples by their reward",
     "error": "mean error of the prediction on corrupted samples, of the mixture to be strengthened",
