@@ -1,10 +1,11 @@
-"""Every Mask-GRPO recipe on the digits over the same seeds: the table of recipes/README.md.
+"""Recipes on the digits over the same seeds: the tables of recipes/README.md.
 
-    python tests/benchmarks/digits_ablations.py --seeds 10 11 12 13 14 --processes 2
+    python tests/benchmarks/digits_ablations.py                      every Mask-GRPO recipe
+    python tests/benchmarks/digits_ablations.py --table paradigms    one recipe per paradigm
 
 Each (recipe, seed) runs in a worker with one thread, so results do not depend on the number of
-workers. The base of a seed is trained once and cached. Writes digits_ablations.json beside this
-file and the table between the markers of recipes/README.md.
+workers. The base of a seed is trained once and cached. Writes digits_TABLE.json beside this file
+and the table between its markers of recipes/README.md.
 """
 
 import argparse
@@ -20,14 +21,20 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "digits_ablations.json"
 README = HERE.parents[1] / "recipes" / "README.md"
-BEGIN, END = "<!-- digits ablations: begin -->", "<!-- digits ablations: end -->"
 VARIANTS = [
     "", "_p1", "_p1_plain", "_p2", "_ar", "_kl", "_fewer_steps", "_step_subset", "_filter",
     "_released", "_shuffled_reward",
 ]  # fmt: skip
-RECIPES = [f"digits/mask_grpo{variant}" for variant in VARIANTS]
+TABLES = {
+    "ablations": [f"digits/mask_grpo{variant}" for variant in VARIANTS],
+    "paradigms": ["digits/flow_grpo", "digits/dance_grpo", "digits/grpo"],
+}
+BASES = {
+    "digits/mask_grpo": "base", "digits/flow_grpo": "diffusion base",
+    "digits/grpo": "autoregressive base",
+}  # fmt: skip
+"""The recipe that also measures the base of its paradigm, and how the table calls that."""
 SHOWN = ("judge", "frechet", "diversity", "reward")
 
 
@@ -49,10 +56,10 @@ def one(task: tuple[str, int]) -> dict[str, Any]:
         known = {key: found[key] for key in ("judge", "frechet", "diversity")}
         rows[row] = known | {"reward": found["reward/digit_classifier"]}
 
-    if name == RECIPES[0]:
-        measure("base")
+    if name in BASES:
+        measure(BASES[name])
         for temperature in recipe.evaluate.base_sweep["temperature"]:
-            measure(f"base, temperature {temperature:g}", temperature=temperature)
+            measure(f"{BASES[name]}, temperature {temperature:g}", temperature=temperature)
     start = time.perf_counter()
     drift = 0.0
     for _ in range(recipe.train.iterations):
@@ -65,13 +72,15 @@ def one(task: tuple[str, int]) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """The markdown table: mean and spread over seeds, the smallest accuracy, seconds."""
-    rows: dict[str, dict[str, dict[str, float]]] = dict(results["rows"])
-    bases = [found for name, found in rows.items() if name.startswith("base")]
-    if bases:
-        best = {seed: max((b[seed] for b in bases), key=lambda m: m["judge"]) for seed in bases[0]}
-        place = list(rows).index("base") + len(bases)
-        items = [*rows.items()]
-        rows = dict([*items[:place], ("base, each seed's best temperature", best), *items[place:]])
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    for name, seeds in results["rows"].items():
+        base = next((b for b in BASES.values() if name.startswith(f"{b}, ")), None)
+        if base is None:
+            rows[name] = seeds
+            continue
+        best = rows.setdefault(f"{base}, each seed's best temperature", dict(rows[base]))
+        for seed, found in seeds.items():
+            best[seed] = max(best[seed], found, key=lambda metrics: metrics["judge"])
     head = "| recipe | judge mean ± sd | min | reward | Frechet | diversity | seconds |"
     lines = [head, "|-|-|-|-|-|-|-|"]
     for name, seeds in rows.items():
@@ -89,34 +98,37 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(results: dict[str, Any]) -> None:
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+def write(results: dict[str, Any], name: str) -> None:
+    (HERE / f"digits_{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    begin, end = f"<!-- digits {name}: begin -->", f"<!-- digits {name}: end -->"
     text = README.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    before, after = text.split(begin)[0], text.split(end)[1]
     seeds = ", ".join(map(str, results["seeds"]))
     note = (
         f"`{results['command']}`, seeds {seeds}, {results['hardware']}, one thread a run, two runs "
         f"at a time, commit `{results['commit']}`, {results['minutes']:.0f} minutes in all."
     )
-    README.write_text(f"{before}{BEGIN}\n{table(results)}\n\n{note}\n{END}{after}")
+    README.write_text(f"{before}{begin}\n{table(results)}\n\n{note}\n{end}{after}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
-    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
+    parser.add_argument("--table", choices=TABLES, default="ablations")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--table-only", action="store_true", help="rewrite the table from the JSON")
     given = parser.parse_args()
     if given.table_only:
-        write(json.loads(RESULTS.read_text()))
+        known = (HERE / f"digits_{given.table}.json").read_text()
+        write(json.loads(known), given.table)
         return
     start = time.perf_counter()
     rows: dict[str, dict[str, Any]] = {}
     os.environ["OMP_NUM_THREADS"] = "1"
     # Bases first, so that no two workers train the same one.
-    first = [(RECIPES[0], seed) for seed in given.seeds] if RECIPES[0] in given.recipes else []
-    rest = [(name, seed) for name in given.recipes if name != RECIPES[0] for seed in given.seeds]
+    recipes = TABLES[given.table]
+    first = [(name, seed) for name in recipes if name in BASES for seed in given.seeds]
+    rest = [(name, seed) for name in recipes if name not in BASES for seed in given.seeds]
     with ProcessPoolExecutor(given.processes) as pool:
         for tasks in (first, rest):
             for result in pool.map(one, tasks):
@@ -128,12 +140,14 @@ def main() -> None:
     commit = subprocess.run(git, capture_output=True, text=True, cwd=HERE, check=False).stdout
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
+    command = f"python tests/benchmarks/{Path(__file__).name}"
+    command += "" if given.table == "ablations" else f" --table {given.table}"
     write({
-        "command": f"python tests/benchmarks/{Path(__file__).name}", "commit": commit.strip(),
+        "command": command, "commit": commit.strip(),
         "hardware": f"{os.cpu_count()} cores of {cpu or platform.processor()}",
         "python": sys.version.split()[0], "seeds": given.seeds,
         "minutes": (time.perf_counter() - start) / 60, "rows": rows,
-    })  # fmt: skip
+    }, given.table)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from genrl_core.plugins import Registry
 from genrl_core.recipe import load_recipe
 from genrl_core.trainer import Trainer
 
@@ -47,6 +48,28 @@ def test_every_recipe_is_short_and_passes_check() -> None:
         assert len(path.read_text().splitlines()) <= 25, path
     said = genrl("check", *(f"digits/{name}" for name in NAMES), "digits/masked_base")
     assert said.count("ok") >= 12
+
+
+OTHERS = ["digits/flow_grpo", "digits/dance_grpo", "digits/grpo", "arithmetic/grpo"]
+BASES = ["digits/masked_base", "digits/diffusion_base", "digits/autoregressive_base"]
+
+
+def test_every_registered_recipe_passes_check() -> None:
+    registered = sorted(Registry.discover().recipes())
+    assert set(registered) >= {*OTHERS, *BASES, *(f"digits/{name}" for name in NAMES)}
+    said = genrl("check", *registered)
+    assert said.count("ok") >= len(registered)
+
+
+@pytest.mark.parametrize("name", [*OTHERS, *BASES, "arithmetic/base"])
+def test_the_other_paradigms_train_two_iterations(name: str) -> None:
+    """From random weights, which their bases would replace."""
+    recipe = load_recipe(name, ["policy.weights=null", "train.iterations=2"])
+    trainer = Trainer(recipe)
+    for _ in range(2):
+        record = trainer.step()
+        assert record.problem is None
+        assert record.metrics.get("drift", 0.0) < 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)
