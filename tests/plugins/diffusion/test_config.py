@@ -115,7 +115,7 @@ def test_step_objectives_are_refused_without_densities():
     assert problems_of() == ""
     found = problems_of("sampler.noise=0.0")
     assert "grpo needs step_logp, which flow_sde does not provide" in found
-    assert "a deterministic sampler has no step density. Choose cps, dance_sde, ddim, flow_sde with" in found
+    assert "has no step density. Choose cps, dance_sde, ddim, flow_sde with its" in found
     assert "or view: bound" in found
     assert problems_of("sampler.noise=0.0", "objective.grpo.view=bound") == ""
 
