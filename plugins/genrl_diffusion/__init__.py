@@ -94,7 +94,10 @@ class RolloutConfig(SamplerConfig):
     """What every sampler of diffusion models shares."""
 
     paradigm: ClassVar[str] = "diffusion"
-    num_inference_steps: Count = Field(description="denoising steps: network calls per sample")
+    num_inference_steps: Count = Field(
+        description="denoising steps: network calls per sample",
+        json_schema_extra={"propose": 10},
+    )
     shift: Positive = Field(
         1.0,
         description="s in sigma -> s sigma / (1 + (s - 1) sigma), which for s > 1 spends more "

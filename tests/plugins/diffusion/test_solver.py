@@ -15,8 +15,6 @@ SCHEDULERS = ["dpm_solver", "unipc", "deis"]
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_solvers_end_where_the_exact_flow_ends(make_policy, make_plan, draw, scheduler, prediction):
     """Gaussian data: the flow takes x_T to ``mean + deviation x_T``."""
-    if (scheduler, prediction) == ("deis", "sample"):
-        pytest.skip("covered by epsilon")
     policy, plan = make_policy(prediction), make_plan(4)
     state = torch.random.get_rng_state()
     config = DiffusersSolverConfig(num_inference_steps=20, scheduler=scheduler)
