@@ -61,13 +61,17 @@ def run(
         GenRLError: with the reason; the last good checkpoint stays.
     """
     runtime = Runtime(recipe.run.device)
+    code = DONE
     try:
         if dry_run:
             _dry_run(recipe, runtime)
-            return DONE
-        return _Run(recipe, runs, resume, stop_after, runtime, json, quiet).go()
-    finally:
-        runtime.close()
+        else:
+            code = _Run(recipe, runs, resume, stop_after, runtime, json, quiet).go()
+    except BaseException:
+        runtime.close(together=False)
+        raise
+    runtime.close()
+    return code
 
 
 class _Run:

@@ -135,12 +135,14 @@ class Runtime:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor, src=0)
 
-    def close(self) -> None:
+    def close(self, *, together: bool = True) -> None:
         """Leave the process group, all ranks together.
 
-        Without the barrier a gloo thread may still hold tensors while the interpreter ends, and a
-        finished rank aborts.
+        Without waiting for each other a gloo thread may still hold tensors while the interpreter
+        ends, and a finished rank aborts. A rank that failed must not wait: the others may be
+        waiting for it elsewhere.
         """
         if self._distributed:
-            self.barrier()
+            if together:
+                self.barrier()
             self._state.destroy_process_group()
