@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         RewardConfig,
         SamplerConfig,
         Schema,
+        ValueHeadConfig,
     )
     from genrl_core.errors import (
         CheckpointError,
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     )
     from genrl_core.hookspecs import Register, hookimpl
     from genrl_core.media import Media, Prompt
-    from genrl_core.negotiate import negotiate
-    from genrl_core.objective import Objective, View
+    from genrl_core.objective import Objective, Replay, View
     from genrl_core.plugins import Registry
     from genrl_core.policy import Policy
     from genrl_core.recipe import Recipe, load_recipe
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from genrl_core.reward import Reward
     from genrl_core.sampler import MarkovSampler, Sampler, Transition
+    from genrl_core.supervised import DataSampler
     from genrl_core.trainer import train
 
 __version__ = "0.1.0"
@@ -50,27 +51,32 @@ _HOMES = {
     "Capability": "capability", "MEDIA": "capability",
     "Component": "config", "PolicyConfig": "config", "SamplerConfig": "config",
     "RewardConfig": "config", "ObjectiveConfig": "config", "Schema": "config", "NONE": "config",
+    "ValueHeadConfig": "config",
     "GenRLError": "errors", "RecipeError": "errors", "PluginError": "errors",
     "RewardError": "errors", "CheckpointError": "errors",
     "hookimpl": "hookspecs", "Register": "hookspecs",
     "Registry": "plugins",
-    "Recipe": "recipe", "load_recipe": "recipe", "negotiate": "negotiate",
+    "Recipe": "recipe", "load_recipe": "recipe",
     "Policy": "policy", "Sampler": "sampler", "MarkovSampler": "sampler",
     "Transition": "sampler", "Reward": "reward", "Objective": "objective", "View": "objective",
+    "Replay": "objective",
     "Batch": "batch", "Media": "media", "Prompt": "media",
     "Matching": "records", "Others": "records", "Plan": "records", "Scored": "records",
     "Streams": "records", "Tensors": "records", "Terms": "records", "Trajectory": "records",
     "take": "records",
+    "DataSampler": "supervised",
     "train": "trainer",
 }  # fmt: skip
 
 __all__ = [
-    "MEDIA", "NONE", "Batch", "Capability", "CheckpointError", "Component", "GenRLError",
-    "MarkovSampler", "Matching", "Media", "Objective", "ObjectiveConfig", "Others", "Plan",
+    "MEDIA", "NONE", "Batch", "Capability", "CheckpointError", "Component", "DataSampler",
+    "GenRLError", "MarkovSampler", "Matching", "Media", "Objective", "ObjectiveConfig", "Others",
+    "Plan",
     "PluginError", "Policy", "PolicyConfig", "Prompt", "Recipe", "RecipeError", "Register",
-    "Registry", "Reward", "RewardConfig", "RewardError", "Sampler", "SamplerConfig", "Schema",
-    "Scored", "Streams", "Tensors", "Terms", "Trajectory", "Transition", "View", "__version__",
-    "hookimpl", "load_recipe", "negotiate", "take", "train",
+    "Registry", "Replay", "Reward", "RewardConfig", "RewardError", "Sampler", "SamplerConfig",
+    "Schema", "Scored", "Streams", "Tensors", "Terms", "Trajectory", "Transition",
+    "ValueHeadConfig", "View",
+    "__version__", "hookimpl", "load_recipe", "take", "train",
 ]  # fmt: skip
 
 

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 class Batch:
     """All that an objective sees: the whole optimizer batch of all ranks, as numbers.
 
-    ``[T, B]``: log_probs, events, step, mask, weight, scale, advantage; in the view ``steps`` old;
+    ``[T, B]``: log_probs, events, step, mask, weight, scale, advantage; in the view ``steps`` old
+    and duration, the share 0 to 1 of the process's time that a step covers (1 where unknown);
     and where asked for old, reference, kl_reference, kl_old, entropy, value, old_value, returns.
+    ``kl_reference`` is KL(current || reference), ``kl_old`` KL(old || current), in nats.
     ``[B]``: reward, group, valid.
     ``population``: ``[T, B]`` bool, the terms that denominators count.
     ``errors``: for the view ``matching``, one ``[T, B]`` per mixture that the objective asked for.
     ``draw_weight``: ``[D, B]``, for a bound whose draws are combined into one term.
+    ``differentiable_reward``: ``[1, B]`` for the view ``reward``, the weighted sum of the rewards
+    of the samples as they are drawn again; ``log_probs`` is 0 there.
     Entries outside ``mask`` hold the recorded numbers, so that a ratio there is 1 and finite.
     """
 
@@ -43,8 +47,10 @@ class Batch:
     value: Tensor | None = None
     old_value: Tensor | None = None
     returns: Tensor | None = None
+    duration: Tensor | None = None
     errors: tuple[Tensor, ...] = ()
     draw_weight: Tensor | None = None
+    differentiable_reward: Tensor | None = None
 
     def reduce(self, x: Tensor, how: Reduction = "sample_mean") -> Tensor:
         """``functional.reduce`` with this batch's mask, weights and denominators."""

@@ -1,7 +1,7 @@
 """From a recipe to live components, weights included; bases are trained once and kept."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from genrl_core.negotiate import holds_weights, unread_weights
 from genrl_core.policy import Policy
 from genrl_core.recipe import Recipe, load_recipe
 from genrl_core.runtime import Runtime
+from genrl_core.weights import within
 
 Notify = Callable[[str], None]
 TrainBase = Callable[[Recipe], dict[str, Tensor]]
@@ -49,7 +50,7 @@ def build_policy(recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify
         config = config.model_copy(update={"weights": None})
     policy = config.build()
     if tensors is not None:
-        _load(policy.network, tensors, str(weights))
+        _load(policy.network, tensors, str(weights), policy.fresh_modules)
     policy.network.to(runtime.device)
     policy.network.eval()
     return policy
@@ -80,10 +81,16 @@ def _base_weights(
     return load_file(path)
 
 
-def _load(network: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    own = dict(network.named_parameters()) | {
+def _load(
+    network: nn.Module, tensors: dict[str, Tensor], source: str, fresh: Sequence[str] = ()
+) -> None:
+    """Fill the network; what belongs to ``fresh`` modules may be absent, all of it or nothing."""
+    own: dict[str, Tensor] = dict(network.named_parameters()) | {
         f"buffer.{name}": buffer for name, buffer in network.named_buffers()
     }
+    young = {name for name in own if within(name.removeprefix("buffer."), fresh)}
+    if own.keys() - tensors.keys() == young:
+        own = {name: tensor for name, tensor in own.items() if name not in young}
     wrong = sorted(own.keys() ^ tensors.keys())
     wrong += [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
     if wrong:

@@ -17,6 +17,7 @@ class Capability(Enum):
     BOUND = "bound"
     MATCHING = "matching"
     DIFFERENTIABLE = "differentiable"
+    PREVIEW = "preview"
     IMAGE = "image"
     TEXT = "text"
     VIDEO = "video"
@@ -35,6 +36,7 @@ _SENTENCES = {
     Capability.BOUND: "a bound on the log-likelihood of a finished sample can be evaluated",
     Capability.MATCHING: "the prediction on a corrupted sample and its error are given",
     Capability.DIFFERENTIABLE: "the reward can be differentiated through the sampler",
+    Capability.PREVIEW: "the finished sample can be predicted while a step is taken",
     Capability.IMAGE: "the finished samples are images",
     Capability.TEXT: "the finished samples are texts",
     Capability.VIDEO: "the finished samples are videos",

@@ -65,9 +65,7 @@ def ls(
         return
     for shelf, found in rows.items():
         if shelf == "recipes":
-            columns = ("name", "summary", "plugin")
-            table = [[row[column] for column in columns] for row in found]
-            display.table(shelf, columns, table)
+            display.recipe_table(found)
         else:
             display.component_table(shelf, found)
     for trouble in (*registry.clashes, *(f"{p} is broken: {p.reason}" for p in registry.broken)):

@@ -34,6 +34,7 @@ class Rollout:
         metrics: of everything that was drawn, rejected groups included.
         problem: what was not finite, or None.
         rewards: label -> (weight, ``[B]`` with NaN where the reward does not apply).
+        prompt_ids: of every group, all ranks'.
         on_policy: whether it was drawn under the current weights, so that the recorded
             log-densities hold until the first optimizer step.
     """
@@ -51,6 +52,7 @@ class Rollout:
     problem: str | None
     on_policy: bool = True
     rewards: Mapping[str, tuple[float, Tensor]] = field(default_factory=dict)
+    prompt_ids: tuple[str, ...] = ()
 
     def streams(self, purpose: str) -> Streams:
         """Fresh random streams of this rank's samples."""
@@ -236,7 +238,7 @@ class Collector:
             Trajectory.concat(trajectories), torch.cat(columns), Trajectory.concat(terms).terms,
             reward, torch.cat(validity), torch.cat(groups), tuple(plans), Media.concat(media),
             tuple(prompts), metrics, f"reward {bad[0]!r} is not finite" if bad else None,
-            self._slot == "current", apart,
+            self._slot == "current", apart, _prompt_ids(parts, kept),
         )  # fmt: skip
 
     def _metrics(
@@ -256,3 +258,12 @@ class Collector:
             values = torch.cat([part.rewards[name] for part in parts])
             found[f"reward/{name}"] = float(values.nanmean())
         return found | {f"seconds_{name}": value for name, value in self._seconds.items()}
+
+
+def _prompt_ids(parts: list[_Part], kept: list[Tensor]) -> tuple[str, ...]:
+    """Of the groups that are kept, in the order of their numbers."""
+    pairs = [
+        zip(part.plan.prompts, keep.tolist(), strict=True)
+        for part, keep in zip(parts, kept, strict=True)
+    ]
+    return tuple(prompt.id for pair in pairs for prompt, kept_here in pair if kept_here)

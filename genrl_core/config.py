@@ -6,6 +6,7 @@ where a plugin imports torch and its heavy libraries. Nothing in this module imp
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -25,8 +26,9 @@ class Schema(BaseModel):
     """Strict, frozen, no unknown keys, no NaN: what every section and component is."""
 
     model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
-    )
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True,
+        defer_build=True,  # a list of components needs none of their validators
+    )  # fmt: skip
 
 
 class Component(Schema):
@@ -43,6 +45,19 @@ class Component(Schema):
         """The first line of the docstring."""
         return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
 
+    @classmethod
+    def proposed(cls) -> dict[str, Any] | None:
+        """The value that every required field proposes; None where a field proposes none."""
+        found: dict[str, Any] = {}
+        for name, field in cls.model_fields.items():
+            extra = field.json_schema_extra
+            if not field.is_required():
+                continue
+            if not isinstance(extra, Mapping) or "propose" not in extra:
+                return None
+            found[name] = extra["propose"]
+        return found
+
 
 class PolicyConfig(Component):
     """A network of one paradigm and the glue around it."""
@@ -50,6 +65,8 @@ class PolicyConfig(Component):
     paradigm: ClassVar[str]
     loads_weights: ClassVar[bool] = False
     """Whether ``build()`` loads ``weights`` that are neither a recipe's nor in a GenRL folder."""
+    on_request: ClassVar[dict[Capability, dict[str, Any]]] = {}
+    """Fields that make it provide a capability which its defaults leave out."""
     weights: str | None = Field(
         None,
         description="where the weights come from: `recipe:NAME` trains that recipe once and caches "
@@ -60,9 +77,36 @@ class PolicyConfig(Component):
         """What this configuration gives: bound, matching, value, differentiable, its media."""
         return NONE
 
+    def lacks(self, capability: Capability) -> str:
+        """Why ``capability`` is not given, as half a sentence; empty for no more to say."""
+        return ""
+
+    def draws_problem(self, draws: int) -> str:
+        """Why ``train.draws`` corruptions per sample do not fit, as sentences; or empty."""
+        return ""
+
     @abstractmethod
     def build(self) -> "Policy":
         """The policy on the CPU, in evaluation mode. Weights that the core loads are None here."""
+
+
+class ValueHeadConfig(PolicyConfig):
+    """A policy that can predict the expected reward of a state; mixed into its paradigm's config.
+
+    ``build()`` then adds a head to the network and sets ``Policy.predicts_value``.
+    """
+
+    on_request: ClassVar[dict[Capability, dict[str, Any]]] = {
+        Capability.VALUE: {"value_head": True}
+    }
+    value_head: bool = Field(
+        default=False,
+        description="add a head that predicts the expected reward of every state, which ppo needs; "
+        "it starts at 0, whatever the weights",
+    )
+
+    def provides(self) -> frozenset[Capability]:
+        return super().provides() | (frozenset({Capability.VALUE}) if self.value_head else NONE)
 
 
 class SamplerConfig(Component):
@@ -71,9 +115,11 @@ class SamplerConfig(Component):
     paradigm: ClassVar[str]
     supervised: ClassVar[bool] = False
     """Whether it returns data instead of drawing from the policy, so that no reward is needed."""
+    gives: ClassVar[Capability | None] = None
+    """The medium of the data that a supervised sampler returns; None for any."""
 
     def provides(self) -> frozenset[Capability]:
-        """What this configuration gives: step_logp, step_kl, entropy."""
+        """What this configuration gives: step_logp, step_kl, entropy, preview."""
         return NONE
 
     def lacks(self, capability: Capability) -> str:
@@ -91,6 +137,8 @@ class RewardConfig(Component):
     media: ClassVar[frozenset[Capability]] = frozenset({Capability.IMAGE})
     evaluation_only: ClassVar[bool] = False
     """Whether it judges whole sets or must stay held out: allowed under evaluate.metrics alone."""
+    differentiable: ClassVar[bool] = False
+    """Whether the reward has ``gradient``: the same number, from pixels that carry a graph."""
     weight: float = Field(1.0, description="factor of this reward in the sum of rewards")
 
     def needs(self) -> frozenset[Capability]:
@@ -108,6 +156,9 @@ class ObjectiveConfig(Component):
     advantage_defaults: ClassVar[dict[str, Any]] = {}
     filter_defaults: ClassVar[dict[str, Any]] = {}
     uses_reward: ClassVar[bool] = True
+    on_policy_gradient: ClassVar[bool] = False
+    """Whether its expected update under the drawing weights is, up to a factor and the advantages'
+    scale, the gradient of the expected reward (``genrl_core.testing.check_objective``)."""
     weight: float = Field(1.0, description="factor of this objective in the summed loss")
 
     def view_wanted(self) -> "View | None":
@@ -117,6 +168,10 @@ class ObjectiveConfig(Component):
     def joins(self) -> "tuple[View, ...]":
         """For an objective that takes its neighbour's view: the views where it has its numbers."""
         return ("steps",)
+
+    def draws_with(self) -> Literal["current", "old"]:
+        """The weight slot whose samples it learns from: its ``draw_with``."""
+        return "current"
 
     def needs(self) -> frozenset[Capability]:
         """Capabilities that the policy and the sampler must give together."""
@@ -140,14 +195,43 @@ class AdvantageConfig(Schema):
         description="several rewards: their weighted sum, or each one's group z-score, weighted, "
         "summed and divided by the batch's deviation (GDPO), which takes the place of the rest",
     )
-    baseline: Literal["group_mean", "leave_one_out", "batch_mean", "none"] = Field(
-        "group_mean", description="what is subtracted from a reward"
+    baseline: Literal["group_mean", "leave_one_out", "batch_mean", "prompt_mean", "none"] = Field(
+        "group_mean",
+        description="what is subtracted from a reward; prompt_mean is its prompt's running one",
     )
-    scale: Literal["group_std", "batch_std", "none"] = Field(
-        "group_std", description="what the difference is divided by (unbiased standard deviation)"
+    scale: Literal["group_std", "batch_std", "prompt_std", "none"] = Field(
+        "group_std",
+        description="what the difference is divided by (unbiased standard deviation); prompt_std "
+        "is its prompt's running one",
+    )
+    buffer: Annotated[int, Field(ge=2)] = Field(
+        32, description="how many last rewards of a prompt prompt_mean and prompt_std look at"
+    )
+    min_count: Annotated[int, Field(ge=2)] = Field(
+        16, description="rewards of a prompt below which the batch's statistics take their place"
     )
     epsilon: NonNegative = Field(1e-4, description="added to the divisor")
     clip: Positive | None = Field(None, description="advantages are clipped to +- this")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "AdvantageConfig":
+        if self.runs and self.combine == "normalise_then_sum":
+            raise ValueError(
+                "combine: normalise_then_sum normalises each reward within its group, and a "
+                "prompt's running statistics are those of the sum of rewards. Choose combine: sum, "
+                "or baseline: group_mean with scale: group_std"
+            )
+        if self.runs and self.min_count > self.buffer:
+            raise ValueError(
+                f"min_count {self.min_count} is never reached: a prompt's last {self.buffer} "
+                "rewards are kept. Lower min_count, or raise buffer"
+            )
+        return self
+
+    @property
+    def runs(self) -> bool:
+        """Whether statistics run along with the iterations, prompt by prompt."""
+        return self.baseline == "prompt_mean" or self.scale == "prompt_std"
 
     @property
     def within_groups(self) -> dict[str, str]:
@@ -267,12 +351,15 @@ class TrainConfig(Schema):
     steps: StepsConfig = StepsConfig()
     draws: Count = Field(1, description="corruption draws per sample, for bound and matching")
     rows_per_forward: Count = Field(
-        512, description="rows (call, sample) in one training forward: the memory of an update"
+        512,
+        description="rows (call, sample) in one training forward: the memory of an update; where "
+        "the reward is differentiated, samples with the graph of all their steps that have one",
     )
     samples_per_forward: Count = Field(512, description="samples drawn together in a rollout")
     drift_tolerance: Positive = Field(
         1e-3,
-        description="largest allowed |log-density now - as recorded| under equal weights, nats",
+        description="largest allowed |log-density now - as recorded| under equal weights, nats; "
+        "of a differentiated reward, in its own units",
     )
 
 

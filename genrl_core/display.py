@@ -3,11 +3,11 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from genrl_core.config import Component, ObjectiveConfig, PolicyConfig, RewardConfig, SamplerConfig
 from genrl_core.matrix import Cell
+from genrl_core.outline import outlines
 from genrl_core.plugins import KINDS, Kind, Registry
 from genrl_core.problems import Route, printable
 from genrl_core.reader import to_yaml
@@ -192,24 +192,33 @@ def _silent(recipe: Recipe, route: Route) -> str:
 
 
 def recipe_rows(registry: Registry) -> list[dict[str, Any]]:
-    """Every recipe with the first comment line of its file."""
+    """Every recipe: what it combines, whose method it is, and the first comment of its file."""
     return [
         {
-            "name": name,
-            "summary": _first_comment(path),
-            "plugin": plugin.name,
-            "version": plugin.version,
-            "path": str(path),
+            "name": found.name,
+            "paradigm": found.paradigm,
+            "objectives": list(found.objectives),
+            "paper": found.paper,
+            "summary": found.summary,
+            "plugin": found.plugin.name,
+            "version": found.plugin.version,
+            "path": str(found.path),
+            "problem": found.problem,
         }
-        for name, files in registry.recipes().items()
-        for path, plugin in files
+        for found in outlines(registry)
     ]
 
 
-def _first_comment(path: Path) -> str:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        first = next(lines, "")
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+def recipe_table(rows: Sequence[dict[str, Any]]) -> None:
+    """The recipes; of a broken one, why."""
+    columns = ("name", "paradigm", "objectives", "paper", "summary", "plugin")
+    shown = [
+        [_cell(row[column]) for column in columns]
+        if not row["problem"]
+        else [row["name"], "", "", "", f"BROKEN: {row['problem'].splitlines()[0]}", row["plugin"]]
+        for row in rows
+    ]
+    table("recipes", columns, shown)
 
 
 def kinds_named(registry: Registry, name: str) -> list[Kind]:

@@ -18,8 +18,8 @@ GLOSSARY: dict[str, str] = {
     "learning_rate": "of the first optimizer step",
     "skipped": "share of the optimizer steps that were skipped: nothing to learn, or not finite",
     "drift": "largest difference, in nats, between a log-density computed for the update and the "
-    "recorded one under the same weights; rounding error at most, or the sampler does not score "
-    "what it drew",
+    "recorded one under the same weights, or between a differentiated reward and the recorded one; "
+    "rounding error at most, or the sampler does not score, or not repeat, what it drew",
     "ratio_mean": "mean of the ratio of new to old probability; 1 at the first update",
     "ratio_max": "largest such ratio",
     "clip_fraction": "share of the terms whose ratio the clip holds back; 0 at the first update",
@@ -30,6 +30,10 @@ GLOSSARY: dict[str, str] = {
     "weight_max": "largest weight of a sample in objectives that weigh samples by their reward",
     "error": "mean error of the prediction on corrupted samples, of the mixture to be strengthened",
     "error_far": "the same of the mixture to be weakened",
+    "pull": "mean squared distance of the prediction on corrupted samples from the reference's; "
+    "for categoricals four times their Bhattacharyya distance, which is about their KL, in nats",
+    "reward_gap": "mean difference between the differentiated reward and the sample's own: pixels "
+    "are not rounded there, samples may stop early, and later updates move them",
     "value_error": "mean squared error of the predicted reward",
     "log_probs": "mean log-density of the trained terms, in nats",
     "bound": "mean bound on the log-likelihood of the samples learned from, in nats",

@@ -159,8 +159,8 @@ def _chunks(
     """This rank's trained rows (k, b), call by call, in pieces of ``size``."""
     mask = batch.mask & batch.valid
     blank = next(iter(view.blank(batch).values()))
-    if mask.shape != blank.shape:  # one weighted sum per sample: every draw of it is a row
-        mask = mask.expand(blank.shape)
+    if mask.shape != blank.shape:  # weighted sums over draws: every draw of them is a row
+        mask = mask.repeat(len(blank) // len(mask), 1)
     wanted = fold(mask[:, columns], view.calls).any(1)
     k, b = wanted.nonzero(as_tuple=True)
     for start in range(0, len(k), size):

@@ -4,7 +4,6 @@ The cells come from the registry and from ``negotiate``, on configs alone, so a 
 in the table by itself. Required fields take the value that the field proposes.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -14,6 +13,7 @@ from genrl_core.config import Component, ObjectiveConfig
 from genrl_core.errors import RecipeError
 from genrl_core.negotiate import find_problems
 from genrl_core.plugins import Registry
+from genrl_core.problems import ProblemsError
 from genrl_core.recipe import Recipe, load_recipe
 
 VIEWS = ("steps", "bound", "matching", "reward")
@@ -35,24 +35,11 @@ class Cell:
         return asdict(self)
 
 
-def example_fields(schema: type[Component]) -> dict[str, Any] | None:
-    """The proposed value of every required field; None where a field proposes none."""
-    found: dict[str, Any] = {}
-    for name, field in schema.model_fields.items():
-        extra = field.json_schema_extra
-        if not field.is_required():
-            continue
-        if not isinstance(extra, Mapping) or "propose" not in extra:
-            return None
-        found[name] = extra["propose"]
-    return found
-
-
 def views_of(schema: type[ObjectiveConfig]) -> tuple[str, ...]:
     """The views that an objective can be asked for; for one that joins others, all but reward."""
     if "view" in schema.model_fields:
         return tuple(str(v) for v in get_args(schema.model_fields["view"].annotation))
-    fields = example_fields(schema)
+    fields = schema.proposed()
     if fields is None:
         return ()
     try:
@@ -72,21 +59,24 @@ def recipe_tree(registry: Registry, cell: Cell, **sections: Any) -> dict[str, An
         "policy": registry.policies[cell.policy], "sampler": registry.samplers[cell.sampler],
     }  # fmt: skip
     for section, schema in schemas.items():
-        fields = example_fields(schema)
+        fields = schema.proposed()
         if fields is None:
             return None
         parts[section] = {"use": getattr(cell, section)} | fields
     objectives = _objectives(registry, cell)
     if objectives is None:
         return None
+    parts["policy"] |= requested_fields(registry, cell)
     media = registry.policies[cell.policy].model_validate(
-        example_fields(registry.policies[cell.policy])
+        registry.policies[cell.policy].proposed()
     ).provides()  # fmt: skip
     rewards = {
         name: fields
         for name, schema in registry.rewards.items()
-        if schema.media & media and not schema.evaluation_only
-        if (fields := example_fields(schema)) is not None
+        if schema.media & media
+        and not schema.evaluation_only
+        and (cell.view != "reward" or schema.differentiable)
+        if (fields := schema.proposed()) is not None
     }
     train = {"iterations": 1, "num_prompts": 1, "num_generations": 4, "learning_rate": 1e-3}
     first = dict(list(rewards.items())[:1])
@@ -94,9 +84,19 @@ def recipe_tree(registry: Registry, cell: Cell, **sections: Any) -> dict[str, An
     return tree | sections
 
 
+def requested_fields(registry: Registry, cell: Cell) -> dict[str, Any]:
+    """Fields of the policy that give what the objective needs and the defaults leave out."""
+    policy, schema = registry.policies[cell.policy], registry.objectives[cell.objective]
+    fields = schema.proposed()
+    found: dict[str, Any] = {}
+    for capability in schema.model_validate(fields).needs() if fields is not None else ():
+        found |= policy.on_request.get(capability, {})
+    return found
+
+
 def _objectives(registry: Registry, cell: Cell) -> dict[str, dict[str, Any]] | None:
     schema = registry.objectives[cell.objective]
-    fields = example_fields(schema)
+    fields = schema.proposed()
     if fields is None:
         return None
     if "view" in schema.model_fields:
@@ -104,7 +104,7 @@ def _objectives(registry: Registry, cell: Cell) -> dict[str, dict[str, Any]] | N
     if schema.model_validate(fields).view_wanted() is not None:
         return {cell.objective: fields}
     for name, neighbour in registry.objectives.items():
-        other = example_fields(neighbour)
+        other = neighbour.proposed()
         if other is None or cell.view not in views_of(neighbour):
             continue
         if "view" in neighbour.model_fields:
@@ -138,6 +138,8 @@ def _judged(registry: Registry, cell: Cell) -> Cell:
         return refused("a required field has no proposed value: write a recipe and check that")
     try:
         recipe: Recipe = load_recipe(tree, registry=registry)
+    except ProblemsError as error:
+        return refused("; ".join(problem.message for problem in error.problems))
     except RecipeError as error:
         return refused(str(error))
     problems = [p.message for p in find_problems(recipe) if not p.path.startswith("prompts")]

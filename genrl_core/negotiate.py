@@ -24,11 +24,16 @@ _VIEW_NEEDS: "Mapping[View, Capability]" = {
     "reward": Capability.DIFFERENTIABLE,
 }
 
-_FROM_SAMPLER = {Capability.STEP_LOGP, Capability.STEP_KL, Capability.ENTROPY}
+_FROM_SAMPLER = {
+    Capability.STEP_LOGP, Capability.STEP_KL, Capability.ENTROPY, Capability.PREVIEW,
+}  # fmt: skip
 
 
 def resolve_views(recipe: Recipe) -> "dict[str, View]":
     """The view of every objective: its own, or the first that it can join of its neighbours'.
+
+    The view ``reward`` has no log-densities to join. What stands beside it alone reads the first of
+    its views that the policy and the sampler give.
 
     Raises:
         RecipeError: no objective has a view of its own.
@@ -40,8 +45,15 @@ def resolve_views(recipe: Recipe) -> "dict[str, View]":
     found: dict[str, View] = {}
     for label, config in recipe.objective.items():
         fitting = [view for view in config.joins() if view in own]
+        if not fitting and "reward" in own:
+            given = _provided(recipe.policy) | _provided(recipe.sampler)
+            fitting = [v for v in config.joins() if _VIEW_NEEDS[v] in given] or [*config.joins()]
         found[label] = wanted[label] or (fitting or own)[0]
     return found
+
+
+def _provided(config: PolicyConfig | SamplerConfig | None) -> frozenset[Capability]:
+    return frozenset() if config is None else config.provides()
 
 
 def holds_weights(folder: Path) -> bool:
@@ -108,6 +120,7 @@ def find_problems(
     if recipe.sampler is None and not sampler_injected:
         judge.report(("sampler",), "there is no sampler; add `sampler: {use: NAME}`")
     judge.paradigms()
+    judge.data()
     judge.objectives(rewards_injected)
     judge.rewards()
     judge.numbers()
@@ -143,6 +156,26 @@ class _Judge:
             f"{self.name(policy)} is {policy.paradigm}. {_choose(fitting)}",
         )
 
+    def data(self) -> None:
+        """A supervised sampler's data are of the kind that the policy makes."""
+        policy, sampler = self.policy, self.sampler
+        if policy is None or sampler is None or policy.paradigm != sampler.paradigm:
+            return
+        made = policy.provides() & MEDIA
+        if sampler.gives is None or sampler.gives in made:
+            return
+        fitting = [
+            name
+            for name, schema in self.recipe.registry.samplers.items()
+            if schema.supervised and schema.paradigm == policy.paradigm and schema.gives in made
+        ]
+        kinds = " and ".join(sorted(medium.value for medium in made)) or "no declared medium"
+        self.report(
+            ("sampler",),
+            f"{self.name(sampler)} returns data of the kind {sampler.gives.value}, but "
+            f"{self.name(policy)} makes {kinds}. {_choose(fitting)}",
+        )
+
     def objectives(self, rewards_injected: bool) -> None:
         recipe = self.recipe
         if not recipe.objective:
@@ -155,6 +188,12 @@ class _Judge:
         views = resolve_views(recipe)
         for label, config in recipe.objective.items():
             self._objective(label, config, views[label])
+        if "reward" in views.values():
+            labels = [label for label, view in views.items() if view == "reward"]
+            self._differentiable(labels[0], rewards_injected)
+        policy = self.policy if {"bound", "matching"} & set(views.values()) else None
+        if policy is not None and (problem := policy.draws_problem(recipe.train.draws)):
+            self.report(("train", "draws"), problem)
         if any(config.uses_reward for config in recipe.objective.values()):
             supervised = self.sampler is not None and self.sampler.supervised
             if not (recipe.reward or rewards_injected or supervised):
@@ -172,15 +211,39 @@ class _Judge:
                 f"Choose a neighbour with view: {views}, or leave {label} out",
             )
             return
-        if self.sampler is not None and self.sampler.supervised and view == "steps":
+        supervised = self.sampler is not None and self.sampler.supervised
+        if self.sampler is not None and supervised and view in ("steps", "reward"):
+            reads = "reads" if view == "steps" else "differentiates"
             self.report(
                 route,
-                f"{label} reads the steps of a rollout, but {self.name(self.sampler)} returns data "
-                f"and takes no steps. Choose a sampler that draws{self._other_view(config)}",
+                f"{label} {reads} the steps of a rollout, but {self.name(self.sampler)} returns "
+                f"data and takes no steps. Choose a sampler that draws{self._other_view(config)}",
             )
             return
         for capability in sorted(config.needs() | {_VIEW_NEEDS[view]}, key=list(Capability).index):
             self._need(route, config, capability)
+
+    def _differentiable(self, label: str, rewards_injected: bool) -> None:
+        """What the objective ``label`` of the view ``reward`` asks of rewards and neighbours."""
+        recipe = self.recipe
+        for other, config in recipe.objective.items():
+            if config.draws_with() == "old":
+                self.report(
+                    ("objective", label),
+                    f"{label} draws its samples again under the current weights, but {other} has "
+                    "them drawn by the lagging ones (old), so these are other samples. Leave one "
+                    "of the two out, or let the current weights draw",
+                )
+        for name, reward in {} if rewards_injected else recipe.reward.items():
+            if not reward.differentiable:
+                known = self.recipe.registry.rewards.items()
+                fitting = [n for n, schema in known if schema.differentiable and not
+                           schema.evaluation_only and schema.media & reward.media]  # fmt: skip
+                self.report(
+                    ("reward", name),
+                    f"{label} differentiates the reward, and {self.name(reward)} has no gradient. "
+                    f"{_choose(fitting)}, or leave {label} out",
+                )
 
     def _need(self, route: Route, config: Component, capability: Capability) -> None:
         if self.policy is None or self.sampler is None:
@@ -194,7 +257,8 @@ class _Judge:
             lacking, reason = self.name(self.sampler), self.sampler.lacks(capability)
             ways = self._samplers_with(capability)
         else:
-            lacking, reason = self.name(cast(PolicyConfig, self.policy)), ""
+            policy = cast(PolicyConfig, self.policy)
+            lacking, reason = self.name(policy), policy.lacks(capability)
             ways = self._policies_with(capability)
         other = self._other_view(config) if isinstance(config, ObjectiveConfig) else ""
         reason = reason or f"it would mean that {capability.sentence}"
@@ -202,7 +266,8 @@ class _Judge:
         self.report(
             route,
             f"{route[-1]} needs {capability.value}, which {lacking} does not provide: {reason}. "
-            f"{way[:1].upper() + way[1:] if way else 'No registered component provides it'}",
+            f"{way[:1].upper() + way[1:] if way else self._elsewhere(capability)}"
+            f"{'' if way else self._without(config)}",
         )
 
     def _samplers_with(self, capability: Capability) -> list[str]:
@@ -217,14 +282,44 @@ class _Judge:
                 found.append(f"{name} with its default settings" if schema is type(own) else name)
         return found
 
-    def _policies_with(self, capability: Capability) -> list[str]:
+    def _policies_with(self, capability: Capability, *, elsewhere: bool = False) -> list[str]:
+        """Policies that provide it: of this paradigm, or of all others."""
         own = cast(PolicyConfig, self.policy)
         found = []
         for name, schema in self.recipe.registry.policies.items():
-            config = _example(schema, own) if schema.paradigm == own.paradigm else None
+            apart = schema.paradigm != own.paradigm
+            config = _example(schema, own) if apart == elsewhere else None
             if config is not None and capability in config.provides():
                 found.append(f"{name} with its default settings" if schema is type(own) else name)
+            elif config is not None and capability in schema.on_request:
+                fields = schema.on_request[capability].items()
+                asked = ", ".join(f"{key}: {str(value).lower()}" for key, value in fields)
+                found.append(f"{name} with {asked}")
         return found
+
+    def _elsewhere(self, capability: Capability) -> str:
+        """What to say where nothing of this paradigm provides it."""
+        if capability in _FROM_SAMPLER or self.policy is None:
+            return "No registered component provides it"
+        found = self._policies_with(capability, elsewhere=True)
+        if not found:
+            return "No registered component provides it"
+        return f"Of other paradigms, {' and '.join(found)} {'do' if len(found) > 1 else 'does'}"
+
+    def _without(self, config: Component) -> str:
+        """What to choose where nothing can give what ``config`` needs."""
+        if not isinstance(config, ObjectiveConfig):
+            return ". Choose another reward"
+        given = _provided(self.policy) | _provided(self.sampler)
+        found = []
+        for name, schema in self.recipe.registry.objectives.items():
+            fields = schema.proposed()
+            other = None if fields is None else schema.model_validate(fields)
+            view = None if other is None else other.view_wanted()
+            if other is not None and view and other.needs() | {_VIEW_NEEDS[view]} <= given:
+                found.append(name)
+        such = f", such as {' or '.join(found[:3])}" if found else ""
+        return f". Choose an objective that does without{such}"
 
     def _other_view(self, config: ObjectiveConfig) -> str:
         """``, or view: bound`` where the objective has a view that this policy can give."""
@@ -276,7 +371,10 @@ class _Judge:
     def numbers(self) -> None:
         """Group sizes and minibatches."""
         recipe, train = self.recipe, self.recipe.train
-        learns = any(config.uses_reward for config in recipe.objective.values())
+        learns = any(
+            config.uses_reward and config.view_wanted() != "reward"
+            for config in recipe.objective.values()
+        )
         if train.num_generations < 2 and learns:
             for key, value in recipe.advantage.within_groups.items():
                 self.report(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from genrl_core.batch import Batch
@@ -17,6 +18,25 @@ if TYPE_CHECKING:
 View = Literal["steps", "bound", "matching", "reward"]
 
 
+@dataclass(frozen=True)
+class Replay:
+    """For the view ``reward``: how the sampler is run again, and which of its steps have a graph.
+
+    Attributes:
+        steps: K, how many steps before the end carry the gradient (DRaFT-K, arXiv 2309.17400); all
+            where there are fewer.
+        random_steps: whether K is drawn for every sample and update, uniform on ``1 .. steps``
+            (AlignProp, arXiv 2310.03739).
+        stop: ``(first, end)``: every sample ends at a step drawn from ``first .. end - 1``, counted
+            from 0, with what the network there takes the finished sample for (ReFL, arXiv
+            2304.05977). None: at the sampler's end.
+    """
+
+    steps: int = 1
+    random_steps: bool = False
+    stop: tuple[int, int] | None = None
+
+
 class Objective(ABC):
     """A loss on matrices of terms. It never sees a token, a latent or a network.
 
@@ -24,13 +44,14 @@ class Objective(ABC):
         view: which numbers of the rollout it wants; an instance may set it, and None takes the view
             of the other objectives of the recipe.
         needs: optional fields of ``Batch`` that it reads: ``reference``, ``kl_reference``,
-            ``kl_old``, ``entropy``, ``value``, and ``old`` where an earlier evaluation of a bound
-            or a matching error is wanted.
+            ``kl_old`` (KL of the drawing weights from the current ones), ``entropy``, ``value``,
+            and ``old`` where an earlier evaluation of a bound or a matching error is wanted.
         separable: whether the loss is a sum over terms, so that the parts of a chunked batch add
             up to it. False for whatever couples terms or samples inside the gradient.
         draw_with: the weight slot whose samples it learns from.
         mixtures: for the view ``matching``: each entry maps slots to coefficients; the batch then
             holds the error of that combination of the slots' predictions in ``errors``.
+        replay: for the view ``reward``: how the samples are drawn again with gradient.
     """
 
     view: View | None = "steps"
@@ -38,6 +59,7 @@ class Objective(ABC):
     separable: bool = True
     draw_with: Literal["current", "old"] = "current"
     mixtures: tuple[Mapping[str, float], ...] = ()
+    replay: Replay | None = None
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -19,13 +19,20 @@ class Policy(ABC):
     Attributes:
         network: the module whose parameters are trained.
         combine_draws: whether a bound over several draws is one weighted sum per sample (True) or
-            one term per draw (False).
+            one term per draw (False); with M terms per draw, M sums or ``D * M`` terms.
         lora_targets: names of the modules that LoRA adapts where the recipe is silent.
+        predicts_value: whether the network also predicts the expected reward of every state, by a
+            method that the paradigm's base names; samplers then record it in ``terms.value``.
+        fresh_modules: names of modules of the network that weights may lack, such as a value head
+            on a base without one. They then start as the policy built them, and beside LoRA
+            adapters they train in full, shared by all slots.
     """
 
     network: nn.Module
     combine_draws: bool = False
     lora_targets: Sequence[str] = ()
+    predicts_value: bool = False
+    fresh_modules: Sequence[str] = ()
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt]) -> Tensors:
@@ -42,21 +49,28 @@ class Policy(ABC):
 
         Args:
             final: name -> ``[B, ...]``.
-            streams: the B samples' random streams.
+            streams: the B samples' random streams, others in each update;
+                ``streams.across_updates`` are the same in all updates of the iteration.
             draws: D.
             update, updates: index and number of the iteration's updates, for schedules over them.
 
         Returns:
-            name -> ``[D, B, ...]``. The name ``weight`` is reserved: ``[D, B]`` float32, the
-            importance of each draw in the bound.
+            name -> ``[D, B, ...]``. Two names are reserved. ``weight``: ``[D, B]`` float, the
+            importance of each draw; the mean over draws of weight x bound is what one estimates.
+            ``events``: ``[D, B, M]`` int64, how many events each of a bound's M terms sums over; 0
+            for a term that does not exist. Without it M is 1, and all terms exist.
+
+        Raises:
+            RecipeError: the number of draws does not fit the corruption.
         """
         raise NotImplementedError(f"{type(self).__name__} gives no corruption")
 
     def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
         """A bound on the log-likelihood of finished samples under given corruptions.
 
-        All arguments have one row per (draw, sample); ``log_probs`` is ``[R, 1]``. The default is
-        the negative matching error.
+        All arguments have one row per (draw, sample); ``log_probs`` is ``[R, M]``, with 0 for terms
+        that do not exist (``events`` of the corruption). The default is the negative matching
+        error, ``[R, 1]``.
         """
         matching = self.matching(final, cond, corruption)
         return Scored(log_probs=-matching.error(matching.prediction).unsqueeze(1))
@@ -66,5 +80,5 @@ class Policy(ABC):
         raise NotImplementedError(f"{type(self).__name__} gives no matching")
 
     def decode_pixels(self, final: Tensors) -> Tensor:
-        """Differentiable pixels in [0, 1]: ``[B, 3, H, W]`` float32."""
+        """Differentiable pixels in [0, 1]: ``[B, 3, H, W]``, float32 or better."""
         raise NotImplementedError(f"{type(self).__name__} is not differentiable")

@@ -254,7 +254,7 @@ def _inherit(
     place = child.place("extends")
     base = Document()
     if parent is not None:
-        path = _parent_path(parent, place, registry, problems)
+        path = parent_path(parent, place, registry, problems)
         raise_if(problems if path is None else [])
         path = cast(Path, path)
         if path.resolve() in seen:
@@ -265,9 +265,10 @@ def _inherit(
     return merge(base, child, SECTION_NAMES, problems)
 
 
-def _parent_path(
+def parent_path(
     parent: Any, place: Place, registry: Registry, problems: list[Problem]
 ) -> Path | None:
+    """The file that ``extends`` names, or None with the reason added to ``problems``."""
     message = ""
     if not isinstance(parent, str):
         message = f"should be one recipe's name or path, not {shown(parent)}"

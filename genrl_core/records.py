@@ -42,18 +42,39 @@ class Streams:
     """
 
     def __init__(
-        self, keys: Sequence[str], shared_keys: Sequence[str], device: torch.device | str = "cpu"
-    ):
+        self, keys: Sequence[str], shared_keys: Sequence[str], device: torch.device | str = "cpu",
+        across_updates: "Streams | None" = None,
+    ):  # fmt: skip
         self._keys = tuple(keys)
         self._shared_keys = tuple(shared_keys)
         self._device = torch.device(device)
+        self._across_updates = across_updates
         unique = dict.fromkeys(self._keys)
         self._generators = {key: _generator(key) for key in unique}
 
     @property
     def shared(self) -> "Streams":
         """Streams that give every sample of a group the same draw."""
-        return Streams(self._shared_keys, self._shared_keys, self._device)
+        across = self._across_updates
+        return Streams(
+            self._shared_keys, self._shared_keys, self._device,
+            None if across is None else across.shared,
+        )  # fmt: skip
+
+    @property
+    def across_updates(self) -> "Streams":
+        """Fresh streams that are the same in every update of an iteration.
+
+        Raises:
+            ValueError: these streams do not belong to an update; ``joined`` makes them.
+        """
+        if self._across_updates is None:
+            raise ValueError("these streams belong to no update: make them with joined(others)")
+        return Streams(self._across_updates._keys, self._across_updates._shared_keys, self._device)
+
+    def joined(self, across_updates: "Streams") -> "Streams":
+        """These streams, fresh, with others of the same samples as their ``across_updates``."""
+        return Streams(self._keys, self._shared_keys, self._device, across_updates)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -142,6 +163,7 @@ class Terms:
         calls: K, the number of network calls that score a sample; ``T = K * M``.
         weight: importance of the term; ones where None.
         scale: scale for objectives that re-weight steps; ones where None.
+        duration: how much of the process's time, 0 to 1, the term's step covers; ones where None.
         value: the predicted expected reward when drawn, or None.
     """
 
@@ -152,6 +174,7 @@ class Terms:
     calls: int
     weight: Tensor | None = None
     scale: Tensor | None = None
+    duration: Tensor | None = None
     value: Tensor | None = None
 
     @staticmethod
@@ -251,7 +274,11 @@ def _concat_terms(parts: Sequence[Terms]) -> Terms:
 
 @dataclass(frozen=True)
 class Scored:
-    """Differentiable numbers of some rows: the leaf of the two-pass gradient; each ``[R, M]``."""
+    """Differentiable numbers of some rows: the leaf of the two-pass gradient; each ``[R, M]``.
+
+    ``kl_reference`` is KL(current || reference), what a penalty wants; ``kl_old`` is KL(old ||
+    current), what a trust region around the weights that drew wants. In nats.
+    """
 
     log_probs: Tensor | None = None
     kl_reference: Tensor | None = None

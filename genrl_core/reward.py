@@ -27,7 +27,11 @@ class Reward(ABC):
         """One finite number per sample, larger is better; None where it does not apply."""
 
     def gradient(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """The same number, differentiable: ``[B]`` from pixels ``[B, 3, H, W]`` in [0, 1]."""
+        """The same number, differentiable: ``[B]`` from pixels ``[B, 3, H, W]`` in [0, 1].
+
+        The config of a reward that has it says ``differentiable = True``. The reward must apply to
+        every sample here; those to which ``__call__`` gave None are left out before.
+        """
         raise NotImplementedError(f"{type(self).__name__} is not differentiable")
 
     def summary(self, media: Media, prompts: Sequence[Prompt]) -> Mapping[str, float]:

@@ -22,8 +22,24 @@ class Sampler(ABC):
             policy: what to draw from.
             cond: name -> ``[B, ...]``, one row per sample.
             plan: the samples; ``plan.streams(purpose)`` is the only source of randomness.
-            grad_steps: how many last steps keep the graph, for differentiable samplers.
+            grad_steps: how many last steps keep the graph, for differentiable samplers: ``final``
+                then has a gradient, ``trace`` and ``terms`` never have. The draws are the same.
         """
+
+    def preview(
+        self, policy: Policy, cond: Tensors, plan: Plan, step: int, grad_steps: int = 1
+    ) -> Tensors:
+        """The finished samples that the network predicts while it takes a step (ReFL).
+
+        Args:
+            policy, cond, plan: as for ``rollout``, whose draws these are.
+            step: counted from 0; the steps before it are taken, those after it are not.
+            grad_steps: how many last network calls keep the graph, that of ``step`` first.
+
+        Returns:
+            What ``rollout`` calls ``final``: name -> ``[B, ...]``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} predicts no finished sample on the way")
 
     def score(
         self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor,
@@ -36,7 +52,8 @@ class Sampler(ABC):
             trajectory: what was drawn.
             k, b: the network call and the sample of every row.
             want: fields of ``Scored`` to compute.
-            others: activates other weight slots, for ``kl_reference`` and ``kl_old``.
+            others: activates other weight slots, for ``kl_reference``, which is KL(current ||
+                reference), and ``kl_old``, which is KL(old || current).
         """
         raise NotImplementedError(f"{type(self).__name__} gives no step densities")
 
@@ -82,11 +99,9 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
 
     Attributes:
         num_steps: K, the number of transitions.
-        predicts_value: whether the recorded terms carry ``value``.
     """
 
     num_steps: int
-    predicts_value: bool = False
 
     @abstractmethod
     def start(self, policy: AnyPolicy, cond: Tensors, streams: Streams) -> Tensors:
@@ -99,6 +114,11 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
     @abstractmethod
     def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:
         """The next state: deterministic given the action."""
+
+    def begin(self, policy: AnyPolicy, cond: Tensors, plan: Plan, streams: Streams) -> Tensors:
+        """``start``, for samplers whose first state depends on more of the plan."""
+        del plan
+        return self.start(policy, cond, streams)
 
     def finish(self, state: Tensors) -> Tensors:
         """The finished samples, from the last state."""
@@ -126,14 +146,14 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
     ) -> Trajectory:  # fmt: skip
         """A rollout whose actions are drawn, or where ``given``, one entry per step, followed."""
         streams = plan.streams("rollout")
-        states, actions, scores = [self.start(policy, cond, streams)], [], []
+        states, actions, scores = [self.begin(policy, cond, plan, streams)], [], []
         for step in range(self.num_steps):
             with torch.set_grad_enabled(step >= self.num_steps - grad_steps):
                 k = torch.full((len(plan),), step, device=plan.device)
                 transition = self.transition(policy, states[-1], k, cond)
                 actions.append(transition.sample(streams) if given is None else given[step])
                 states.append(self.advance(states[-1], actions[-1], k))
-                scores.append(self._recorded(transition, actions[-1]))
+                scores.append(_recorded(policy, transition, actions[-1]))
         events = torch.stack([score["events"] for score in scores]).transpose(1, 2).flatten(0, 1)
         per_call = len(events) // self.num_steps
         numbers = {
@@ -147,12 +167,6 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
             calls=self.num_steps, **numbers,
         )  # fmt: skip
         return Trajectory(cond, self.pack(states, actions), self.finish(states[-1]), terms)
-
-    def _recorded(self, transition: Transition, action: Tensors) -> Tensors:
-        score = {"log_probs": transition.log_prob(action), "events": transition.events(action)}
-        if self.predicts_value:
-            score["value"] = transition.value()
-        return {name: value.detach() for name, value in score.items()}
 
     def score(
         self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor,
@@ -176,5 +190,15 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
         if "value" in want:
             found["value"] = transition.value()
         for slot, other in compared.items():
-            found[f"kl_{slot}"] = transition.kl(other)
+            # A trust region is around the weights that drew, so their distribution comes first.
+            toward = other.kl(transition) if slot == "old" else transition.kl(other)
+            found[f"kl_{slot}"] = toward
         return Scored(**found)
+
+
+def _recorded(policy: Policy, transition: Transition, action: Tensors) -> Tensors:
+    """What the terms keep of a step, each ``[B, M]``."""
+    score = {"log_probs": transition.log_prob(action), "events": transition.events(action)}
+    if policy.predicts_value:
+        score["value"] = transition.value()
+    return {name: value.detach() for name, value in score.items()}

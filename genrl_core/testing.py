@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from genrl_core.collect import Rollout, draw
-from genrl_core.config import AdvantageConfig, TrainConfig
+from genrl_core.collect import draw
+from genrl_core.config import AdvantageConfig
+from genrl_core.directions import check_objective
 from genrl_core.objective import Objective
 from genrl_core.plan import plan_of
 from genrl_core.policy import Policy
-from genrl_core.records import Media, Plan, Prompt, Trajectory
-from genrl_core.runtime import Runtime
+from genrl_core.records import Prompt, Trajectory
 from genrl_core.sampler import Sampler
 from genrl_core.toys import (
     ToyCanvas,
@@ -26,67 +26,23 @@ from genrl_core.toys import (
     every_trajectory,
     follow,
 )
-from genrl_core.update import Learner, Side
+from genrl_core.trials import learner_for, rollout_of
 from genrl_core.weights import Slots
 
 __all__ = [
     "AdvantageConfig", "ToyCanvas", "ToyCanvasSampler", "ToyGaussian", "ToyGaussianSampler",
-    "ToyReward", "ToySequence", "ToySequenceSampler", "check_sampler", "every_trajectory",
-    "expected_update", "follow", "learner_for", "rollout_of", "toys",
+    "ToyReward", "ToySequence", "ToySequenceSampler", "check_objective", "check_sampler",
+    "every_trajectory", "expected_update", "follow", "learner_for", "rollout_of", "toys",
 ]  # fmt: skip
 
 
 def toys() -> list[tuple[Policy, Sampler]]:
-    """A fresh pair of every toy."""
+    """A fresh pair of every toy; all of them predict values."""
     return [
-        (ToySequence(), ToySequenceSampler()),
-        (ToyCanvas(), ToyCanvasSampler()),
+        (ToySequence(valued=True), ToySequenceSampler()),
+        (ToyCanvas(valued=True), ToyCanvasSampler()),
         (ToyGaussian(), ToyGaussianSampler()),
     ]
-
-
-def rollout_of(
-    trajectory: Trajectory, reward: Tensor, group: Tensor, weight: Tensor | None = None
-) -> Rollout:
-    """A rollout record of given trajectories: B samples with rewards and groups, ``[B]`` each.
-
-    ``weight`` (``[B]``) multiplies every term of a sample in sums, not in denominators, so that a
-    mean over B samples becomes an expectation when it is B times their probabilities.
-    """
-    count = len(reward)
-    terms = trajectory.terms
-    if weight is not None:
-        terms = replace(terms, weight=weight.expand_as(terms.log_probs).to(terms.log_probs))
-    # Every group has a prompt of its own, so that no two samples share a random stream.
-    prompts = tuple(Prompt(f"group {g}", "toy") for g in range(int(group.max()) + 1))
-    plan = Plan(0, 0, 0, prompts, group, torch.arange(count))
-    return Rollout(
-        replace(trajectory, terms=terms), torch.arange(count), terms, reward.double(),
-        torch.ones(count, dtype=torch.bool), group, (plan,), Media("text", texts=("",) * count),
-        tuple(plan.sample_prompts()), {}, None,
-    )  # fmt: skip
-
-
-def learner_for(
-    policy: Policy, sampler: Sampler, objectives: Mapping[str, tuple[float, Objective]],
-    slots: Slots | None = None, advantage: AdvantageConfig | None = None, rate: float = 1.0,
-    **train: object,
-) -> Learner:  # fmt: skip
-    """A learner with plain gradient descent, for tests that look at single updates."""
-    slots = slots or Slots(policy)
-    views: dict[str, list[tuple[str, float, Objective]]] = {}
-    wanted = next(o.view for _, o in objectives.values() if o.view is not None)
-    for label, (weight, objective) in objectives.items():
-        views.setdefault(objective.view or wanted, []).append((label, weight, objective))
-    sides = [Side(view, tuple(members)) for view, members in views.items()]
-    fields = {"iterations": 1, "num_prompts": 1, "learning_rate": rate, "max_grad_norm": None}
-    config = TrainConfig.model_validate(fields | train)
-    optimizer = torch.optim.SGD(list(slots.trainable.values()), lr=rate)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    return Learner(
-        policy, sampler, slots, sides, config, advantage or AdvantageConfig(), optimizer,
-        scheduler, Runtime("cpu"),
-    )  # fmt: skip
 
 
 def expected_update(
@@ -97,8 +53,11 @@ def expected_update(
     """The exact expectation of an objective's gradient over all groups of a toy's samples.
 
     Every group of ``group_size`` trajectories stands in one batch, weighted by its probability, and
-    goes through the same learner as a training run. Use a reduction of the kind "mean over
-    samples". ``drawn`` replaces the trajectories and probabilities by those of other weights.
+    goes through the same learner as a training run, on every view: in the views bound and matching
+    every trajectory gets one corruption, drawn at random. Use a reduction of the kind "mean over
+    samples"; an objective that does not reduce by ``batch.reduce``, or that reads ``batch.weight``
+    elsewhere, is not weighted rightly. ``drawn`` replaces the trajectories and probabilities by
+    those of other weights.
 
     Raises:
         ValueError: ``advantage`` compares the samples of a group, and ``group_size`` is 1.
@@ -121,7 +80,7 @@ def expected_update(
     rollout = rollout_of(trajectory.select(column), reward[column], group, weight)
     learner = learner_for(
         policy, sampler, objectives, slots, advantage, rows_per_forward=4 * len(column),
-        drift_tolerance=1e6,
+        drift_tolerance=1e6, chance=weight,
     )  # fmt: skip
     before = {name: p.detach().clone() for name, p in policy.network.named_parameters()}
     learner.learn(replace(rollout, on_policy=drawn is None), 0, 0)

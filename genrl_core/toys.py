@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from genrl_core.capability import Capability
-from genrl_core.config import PolicyConfig, RewardConfig, SamplerConfig
+from genrl_core.config import PolicyConfig, RewardConfig, SamplerConfig, ValueHeadConfig
 from genrl_core.hookspecs import hookimpl
 from genrl_core.policy import Policy
 from genrl_core.records import (
@@ -44,17 +44,23 @@ DEVIATION = 0.6
 
 
 class Table(nn.Module):
-    """A table of numbers that is looked up by state: the whole network of a toy."""
+    """A table of numbers that is looked up by state: the whole network of a toy.
 
-    def __init__(self, *shape: int, phase: float):
+    With ``valued`` every state has a value too, an expected reward, in a table of its own.
+    """
+
+    def __init__(self, *shape: int, phase: float, valued: bool = False):
         super().__init__()
         count = math.prod(shape)
         start = torch.sin(torch.arange(1, count + 1, dtype=torch.float64) * 1.7 + phase)
         self.table = nn.Parameter(start.reshape(shape))
+        self.value = nn.Parameter(start[: shape[0]].cos()) if valued else None
 
-    def forward(self, state: Tensor) -> Tensor:
-        """``[R]`` int64 to ``[R, ...]``."""
-        return self.table[state]
+    def forward(self, state: Tensor, *, value: bool = False) -> Tensor:
+        """``[R]`` int64 to ``[R, ...]``, or to the values ``[R]``."""
+        found = self.value if value else self.table
+        assert found is not None, "this table has no values"
+        return found[state]
 
 
 def draw_symbol(log_p: Tensor, uniform: Tensor) -> Tensor:
@@ -76,14 +82,23 @@ class _ToyPolicy(Policy):
 class ToySequence(_ToyPolicy):
     """Two symbols; the second depends on the first. State 0 begins, state 1 + a follows a."""
 
-    def __init__(self) -> None:
-        self.network = Table(1 + SYMBOLS, SYMBOLS, phase=0.0)
+    def __init__(self, *, valued: bool = False) -> None:
+        self.predicts_value = valued
+        self.network = Table(1 + SYMBOLS, SYMBOLS, phase=0.0, valued=valued)
 
     def log_probs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of both symbols, and of all: ``[R, 2]``, ``[R, 2, V]``."""
-        states = torch.stack([torch.zeros_like(tokens[:, 0]), 1 + tokens[:, 0]], 1)
+        states = self._states(tokens)
         log_p = self.network(states.flatten()).log_softmax(-1).unflatten(0, (-1, 2))
         return log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), log_p
+
+    def values(self, tokens: Tensor) -> Tensor:
+        """The predicted reward before each of both symbols: ``[R, 2]``."""
+        found: Tensor = self.network(self._states(tokens).flatten(), value=True)
+        return found.view(-1, 2)
+
+    def _states(self, tokens: Tensor) -> Tensor:
+        return torch.stack([torch.zeros_like(tokens[:, 0]), 1 + tokens[:, 0]], 1)
 
     def corrupt(
         self, final: Tensors, streams: Streams, draws: int, update: int, updates: int
@@ -112,7 +127,8 @@ class ToySequenceSampler(Sampler):
         log_probs = policy.log_probs(tokens)[0].detach().T
         ones = torch.ones_like(log_probs, dtype=torch.int64)
         step = torch.arange(2).unsqueeze(1).expand_as(ones)
-        terms = Terms(log_probs, ones, step, ones.bool(), calls=1)
+        value = policy.values(tokens).detach().T if policy.predicts_value else None
+        terms = Terms(log_probs, ones, step, ones.bool(), calls=1, value=value)
         return Trajectory(cond, {"tokens": tokens}, {"tokens": tokens}, terms)
 
     def score(
@@ -132,22 +148,33 @@ class ToySequenceSampler(Sampler):
             found["log_probs"] = log_probs
         if "entropy" in want:
             found["entropy"] = -(log_p.exp() * log_p).sum(-1)
+        if "value" in want:
+            found["value"] = policy.values(tokens)
         for slot, other in compared.items():
-            found[f"kl_{slot}"] = (log_p.exp() * (log_p - other)).sum(-1)
+            first, second = (other, log_p) if slot == "old" else (log_p, other)
+            found[f"kl_{slot}"] = (first.exp() * (first - second)).sum(-1)
         return Scored(**found)
 
 
 class ToyCanvas(_ToyPolicy):
     """Three positions of two symbols; what is predicted depends on the whole canvas (2: empty)."""
 
-    def __init__(self) -> None:
-        self.network = Table(3**POSITIONS, POSITIONS, 2, phase=0.5)
+    def __init__(self, *, valued: bool = False) -> None:
+        self.predicts_value = valued
+        self.network = Table(3**POSITIONS, POSITIONS, 2, phase=0.5, valued=valued)
 
     def log_p(self, canvas: Tensor) -> Tensor:
         """``[R, 3]`` to ``[R, 3, 2]``."""
-        place = 3 ** torch.arange(POSITIONS)
-        found: Tensor = self.network((canvas * place).sum(-1)).log_softmax(-1)
+        found: Tensor = self.network(self._code(canvas)).log_softmax(-1)
         return found
+
+    def values(self, canvas: Tensor) -> Tensor:
+        """The predicted reward of a canvas: ``[R, 3]`` to ``[R]``."""
+        found: Tensor = self.network(self._code(canvas), value=True)
+        return found
+
+    def _code(self, canvas: Tensor) -> Tensor:
+        return (canvas * 3 ** torch.arange(POSITIONS)).sum(-1)
 
     def corrupt(
         self, final: Tensors, streams: Streams, draws: int, update: int, updates: int
@@ -170,8 +197,8 @@ class ToyCanvas(_ToyPolicy):
 
 
 class _CanvasStep(Transition):
-    def __init__(self, log_p: Tensor, canvas: Tensor):
-        self._log_p, self._empty = log_p, canvas == 2
+    def __init__(self, log_p: Tensor, canvas: Tensor, value: Tensor | None = None):
+        self._log_p, self._empty, self._value = log_p, canvas == 2, value
 
     def sample(self, streams: Streams) -> Tensors:
         left = self._empty.sum(-1)
@@ -187,6 +214,9 @@ class _CanvasStep(Transition):
 
     def events(self, action: Tensors) -> Tensor:
         return torch.ones(len(self._empty), 1, dtype=torch.int64)
+
+    def value(self) -> Tensor:
+        return super().value() if self._value is None else self._value.unsqueeze(1)
 
     def entropy(self) -> Tensor:
         """Of the position and the symbol together."""
@@ -209,7 +239,9 @@ class ToyCanvasSampler(MarkovSampler[ToyCanvas]):
         return {"canvas": torch.full((len(streams), POSITIONS), 2)}
 
     def transition(self, policy: ToyCanvas, state: Tensors, k: Tensor, cond: Tensors) -> Transition:
-        return _CanvasStep(policy.log_p(state["canvas"]), state["canvas"])
+        canvas = state["canvas"]
+        value = policy.values(canvas) if policy.predicts_value else None
+        return _CanvasStep(policy.log_p(canvas), canvas, value)
 
     def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:
         filled = state["canvas"].scatter(1, action["place"][:, None], action["token"][:, None])
@@ -222,8 +254,15 @@ class ToyCanvasSampler(MarkovSampler[ToyCanvas]):
 class ToyGaussian(_ToyPolicy):
     """Two steps on a line: the mean is an affine function of the place, the value a quadratic."""
 
+    predicts_value = True
+
     def __init__(self) -> None:
         self.network = Table(STEPS, 4, phase=1.0)
+        self._start: list[list[float]] = self.network.table[:, :2].tolist()
+
+    def decode_pixels(self, final: Tensors) -> Tensor:
+        """The place itself, anywhere on the line, in the place of pixels: ``[B, 1, 1, 1]``."""
+        return final["x"][:, :, None, None]
 
     def moments(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """The mean of the next place and the predicted reward: ``[R]`` each."""
@@ -237,11 +276,25 @@ class ToyGaussian(_ToyPolicy):
         return {"noise": noise}
 
     def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:
-        """Predict the noise that was added to the finished place."""
-        target = corruption["noise"]
-        noisy = final["x"][:, 0] + 0.5 * target
-        prediction = self.moments(noisy, torch.zeros_like(noisy, dtype=torch.int64))[0]
-        return Matching(prediction, lambda guess: (guess - target).square())
+        """Predict both places of a path that leads to the finished one.
+
+        The place between is drawn given the end, as the starting weights would have it. The error,
+        ``sum (mean - place)^2 / (2 DEVIATION^2)``, is minus the path's log-density, so that minus
+        its mean is the evidence lower bound, tight at the start, both up to a constant.
+        """
+        last = final["x"][:, 0]
+        (first, _), (bias, slope) = self._start
+        sure = 1 + slope**2
+        middle = (first + slope * (last - bias)) / sure
+        middle = middle + DEVIATION / math.sqrt(sure) * corruption["noise"]
+        zero = torch.zeros_like(last)
+        steps = [torch.full_like(last, k, dtype=torch.int64) for k in range(STEPS)]
+        means = [self.moments(x, k)[0] for x, k in zip((zero, middle), steps, strict=True)]
+        target = torch.stack([middle, last], -1)
+        return Matching(
+            torch.stack(means, -1),
+            lambda guess: ((guess - target) / DEVIATION).square().sum(-1) / 2,
+        )
 
 
 class _GaussianStep(Transition):
@@ -271,7 +324,6 @@ class ToyGaussianSampler(MarkovSampler[ToyGaussian]):
     """Two Gaussian steps from 0."""
 
     num_steps = STEPS
-    predicts_value = True
 
     def start(self, policy: ToyGaussian, cond: Tensors, streams: Streams) -> Tensors:
         return {"x": torch.zeros(len(streams), 1, dtype=torch.float64)}
@@ -284,12 +336,31 @@ class ToyGaussianSampler(MarkovSampler[ToyGaussian]):
     def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:
         return {"x": action["next"].unsqueeze(1)}
 
+    def preview(
+        self, policy: Policy, cond: Tensors, plan: Plan, step: int, grad_steps: int = 1
+    ) -> Tensors:
+        """The mean of the next place."""
+        assert isinstance(policy, ToyGaussian)
+        streams = plan.streams("rollout")
+        x = self.start(policy, cond, streams)["x"][:, 0]
+        for index in range(step + 1):
+            k = torch.full((len(plan),), index)
+            with torch.set_grad_enabled(index > step - grad_steps):
+                mean = policy.moments(x, k)[0]
+                x = mean + DEVIATION * streams.normal()
+        return {"x": mean.unsqueeze(1)}
+
 
 class ToyReward(Reward):
     """A rugged function of the symbols, or ``x - 0.3 x^2`` of the place on the line."""
 
     def __call__(self, media: Media, prompts: Sequence[Prompt]) -> list[float]:
         return [self.of([float(word) for word in text.split()]) for text in media.texts]
+
+    def gradient(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """That of the place on the line, which stands where pixels would."""
+        place = pixels.flatten()
+        return place - 0.3 * place.square()
 
     @staticmethod
     def of(values: Sequence[float]) -> float:
@@ -343,49 +414,53 @@ def follow(sampler: MarkovSampler[Any], policy: Policy, actions: Sequence[Tensor
 
 
 class _ToyPolicyConfig(PolicyConfig):
-    cls: ClassVar[type[Policy]]
     gives: ClassVar[frozenset[Capability]]
 
     def provides(self) -> frozenset[Capability]:
         return self.gives | {Capability.TEXT}
 
-    def build(self) -> Policy:
-        return self.cls()
-
 
 class _ToySamplerConfig(SamplerConfig):
     cls: ClassVar[type[Sampler]]
-    gives: ClassVar[frozenset[Capability]]
+    densities: ClassVar[frozenset[Capability]]
 
     def provides(self) -> frozenset[Capability]:
-        return self.gives
+        return self.densities
 
     def build(self) -> Sampler:
         return self.cls()
 
 
-class ToySequenceConfig(_ToyPolicyConfig):
+class ToySequenceConfig(ValueHeadConfig, _ToyPolicyConfig):
     """Two symbols, one after the other."""
 
     paradigm = "toy_sequence"
-    cls = ToySequence
     gives = frozenset({Capability.BOUND})
 
+    def build(self) -> Policy:
+        return ToySequence(valued=self.value_head)
 
-class ToyCanvasConfig(_ToyPolicyConfig):
+
+class ToyCanvasConfig(ValueHeadConfig, _ToyPolicyConfig):
     """Three positions, filled in random order."""
 
     paradigm = "toy_canvas"
-    cls = ToyCanvas
     gives = frozenset({Capability.BOUND, Capability.MATCHING})
+
+    def build(self) -> Policy:
+        return ToyCanvas(valued=self.value_head)
 
 
 class ToyGaussianConfig(_ToyPolicyConfig):
     """Two Gaussian steps on a line."""
 
     paradigm = "toy_gaussian"
-    cls = ToyGaussian
-    gives = frozenset({Capability.BOUND, Capability.MATCHING, Capability.VALUE})
+    gives = frozenset({
+        Capability.BOUND, Capability.MATCHING, Capability.VALUE, Capability.DIFFERENTIABLE,
+    })  # fmt: skip
+
+    def build(self) -> Policy:
+        return ToyGaussian()
 
 
 CATEGORICAL = frozenset({Capability.STEP_LOGP, Capability.STEP_KL, Capability.ENTROPY})
@@ -396,7 +471,7 @@ class ToySequenceSamplerConfig(_ToySamplerConfig):
 
     paradigm = "toy_sequence"
     cls = ToySequenceSampler
-    gives = CATEGORICAL
+    densities = CATEGORICAL
 
 
 class ToyCanvasSamplerConfig(_ToySamplerConfig):
@@ -404,7 +479,7 @@ class ToyCanvasSamplerConfig(_ToySamplerConfig):
 
     paradigm = "toy_canvas"
     cls = ToyCanvasSampler
-    gives = CATEGORICAL
+    densities = CATEGORICAL
 
 
 class ToyGaussianSamplerConfig(_ToySamplerConfig):
@@ -412,13 +487,14 @@ class ToyGaussianSamplerConfig(_ToySamplerConfig):
 
     paradigm = "toy_gaussian"
     cls = ToyGaussianSampler
-    gives = frozenset({Capability.STEP_LOGP, Capability.STEP_KL})
+    densities = frozenset({Capability.STEP_LOGP, Capability.STEP_KL, Capability.PREVIEW})
 
 
 class ToyRewardConfig(RewardConfig):
     """A rugged function of a toy's sample."""
 
     media = frozenset({Capability.TEXT})
+    differentiable = True
 
     def build(self) -> Reward:
         return ToyReward()

@@ -19,7 +19,6 @@ from genrl_core.errors import CheckpointError, GenRLError, RecipeError
 from genrl_core.evaluate import Evaluation, evaluate
 from genrl_core.filters import GroupFilter
 from genrl_core.negotiate import negotiate, resolve_views
-from genrl_core.objective import Objective
 from genrl_core.plan import training_plan
 from genrl_core.policy import Policy
 from genrl_core.prompts import load_prompts
@@ -28,7 +27,7 @@ from genrl_core.records import Media, Plan, Prompt
 from genrl_core.reward import Reward
 from genrl_core.runtime import Runtime
 from genrl_core.sampler import Sampler
-from genrl_core.update import Learner, Side
+from genrl_core.update import Learner, Side, sides_of
 from genrl_core.weights import Slots, fingerprint
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -118,7 +117,7 @@ class Trainer:
         )  # fmt: skip
         self._learner = Learner(
             self.policy, self.sampler, self.slots, self._sides, recipe.train, recipe.advantage,
-            self.optimizer, self._scheduler, self.runtime,
+            self.optimizer, self._scheduler, self.runtime, self.rewards,
         )  # fmt: skip
         self.iteration = 0
         self._skipped = 0
@@ -197,6 +196,7 @@ class Trainer:
             "optimizer": optimizer,
             "scheduler_step": self._scheduler.last_epoch,
             "filter": self._filter.state_dict(),
+            "statistics": self._learner.statistics.state_dict(),
             "skipped": self._skipped,
         }
         groups = {"policy": self.slots.state_dict(), "optimizer": tensors}
@@ -231,6 +231,7 @@ class Trainer:
         )
         self._scheduler.last_epoch = state["scheduler_step"]
         self._filter.load_state_dict(state["filter"])
+        self._learner.statistics.load_state_dict(state["statistics"])
         self._skipped = state["skipped"]
         self.iteration = snapshot.iteration
 
@@ -287,8 +288,6 @@ def _rewards(
 
 def _sides(recipe: Recipe) -> Sequence[Side]:
     """The objectives grouped by view, in the recipe's order."""
-    members: dict[str, list[tuple[str, float, Objective]]] = {}
     views = resolve_views(recipe)
-    for label, config in recipe.objective.items():
-        members.setdefault(views[label], []).append((label, config.weight, config.build()))
-    return [Side(view, tuple(found)) for view, found in members.items()]
+    configs = recipe.objective.items()
+    return sides_of((views[label], label, each.weight, each.build()) for label, each in configs)

@@ -1,7 +1,7 @@
 """One iteration's learning: reference terms, advantages, minibatches, and the optimizer steps."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,20 +10,39 @@ import torch
 from torch import Tensor
 
 from genrl_core import gradient
-from genrl_core.advantage import advantages, normalised_then_summed
+from genrl_core.advantage import PromptStatistics, advantages, normalised_then_summed
 from genrl_core.collect import Rollout
 from genrl_core.config import AdvantageConfig, TrainConfig
 from genrl_core.errors import GenRLError
-from genrl_core.objective import Objective
+from genrl_core.objective import Objective, Replay
 from genrl_core.plan import permutation
 from genrl_core.policy import Policy
 from genrl_core.records import Batch, Others, Tensors
+from genrl_core.reward import Reward
+from genrl_core.reward_view import RewardView, replayed
 from genrl_core.runtime import Runtime
 from genrl_core.sampler import Sampler
 from genrl_core.steps import choose_calls
 from genrl_core.views import BoundView, MatchingView, StepsView
 from genrl_core.weights import Slots
 
+_DRIFTS = {
+    "steps": (
+        "log-densities",
+        (
+            "The sampler does not score what it drew: check that temperature, guidance and every "
+            "random choice enter log_prob as they entered sample"
+        ),
+    ),
+    "reward": (
+        "rewards",
+        (
+            "The sampler does not repeat what it drew: check that every random choice comes from "
+            "plan.streams, and that rollout draws the same with grad_steps"
+        ),
+    ),
+}
+"""By view: what drifted, and why that may be."""
 SCORED = frozenset({"kl_reference", "kl_old", "entropy", "value"})
 
 
@@ -46,6 +65,21 @@ class Side:
     def mixtures(self) -> tuple[Mapping[str, float], ...]:
         return tuple(mix for _, _, objective in self.members for mix in objective.mixtures)
 
+    @property
+    def replay(self) -> Replay:
+        """How the samples of the view ``reward`` are drawn again: alike for all members.
+
+        Raises:
+            GenRLError: an objective of that view does not say how.
+        """
+        label, _, objective = self.members[0]
+        if objective.replay is None:
+            raise GenRLError(
+                f"objective {label} reads the view reward and has no replay: give the class an "
+                "attribute replay = Replay(...), which says what is drawn again with gradient"
+            )
+        return objective.replay
+
     def loss(self, batch: Batch) -> tuple[Tensor, Tensors]:
         """The weighted sum of the members' losses; metrics of one name get their label."""
         total: Tensor | None = None
@@ -64,6 +98,14 @@ class Side:
         return total, metrics
 
 
+def sides_of(members: Iterable[tuple[str, str, float, Objective]]) -> list[Side]:
+    """(view, label, weight, objective) by view, in order; those that replay differently apart."""
+    found: dict[tuple[str, Replay | None], list[tuple[str, float, Objective]]] = {}
+    for view, label, weight, objective in members:
+        found.setdefault((view, objective.replay), []).append((label, weight, objective))
+    return [Side(view, tuple(together)) for (view, _), together in found.items()]
+
+
 @dataclass(frozen=True)
 class Prepared:
     """One side at one update: how to evaluate it, and the batch without its current numbers."""
@@ -74,16 +116,23 @@ class Prepared:
 
 
 class Learner:
-    """Turns a rollout into optimizer steps."""
+    """Turns a rollout into optimizer steps.
+
+    Attributes:
+        statistics: what it remembers of each prompt's rewards; part of a checkpoint.
+    """
 
     def __init__(
         self, policy: Policy, sampler: Sampler, slots: Slots, sides: Sequence[Side],
         train: TrainConfig, advantage: AdvantageConfig, optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler, runtime: Runtime,
+        rewards: Mapping[str, tuple[float, Reward]] | None = None,
     ):  # fmt: skip
         self._policy, self._sampler, self._slots = policy, sampler, slots
+        self._rewards = rewards or {}
         self._sides, self._train, self._advantage = sides, train, advantage
         self._optimizer, self._scheduler, self._runtime = optimizer, scheduler, runtime
+        self.statistics = PromptStatistics(advantage)
         self._others: Others = {
             name: partial(slots.active, name) for name in ("reference", "old") if name in slots
         }
@@ -132,7 +181,11 @@ class Learner:
             return normalised_then_summed(
                 self._advantage, rollout.rewards.values(), rollout.valid, rollout.group
             )
-        return advantages(self._advantage, rollout.reward, rollout.valid, rollout.group)
+        known = (rollout.reward, rollout.valid, rollout.group)
+        running = None
+        if self._advantage.runs:
+            running = self.statistics.update(*known, rollout.prompt_ids)
+        return advantages(self._advantage, *known, running)
 
     def _step(
         self, prepared: Sequence[Prepared], rollout: Rollout, inside: Tensor, fresh: bool
@@ -152,20 +205,13 @@ class Learner:
             total += outcome.loss
             if outcome.drift is not None:
                 drift = max(drift or 0.0, outcome.drift)
+                self._check_drift(side.view, outcome.drift)
             problem = problem or _first_problem(ready.batch, outcome)
             found |= _summaries(outcome)
         self._runtime.reduce_gradients(self._slots.trainable.values())
         norm = _clip(self._slots.trainable.values(), self._train.max_grad_norm)
         if problem is None and not math.isfinite(norm):
             problem = "the gradient norm is not finite"
-        if drift is not None and drift > self._train.drift_tolerance:
-            raise GenRLError(
-                f"drift: the log-densities of the update differ from the recorded ones by up to "
-                f"{drift:.3g} under the same weights (train.drift_tolerance is "
-                f"{self._train.drift_tolerance:g}). The sampler does not score what it drew: check "
-                "that temperature, guidance and every random choice enter log_prob as they "
-                "entered sample, or raise the tolerance for low-precision networks"
-            )
         if problem is None:
             self._optimizer.step()
             self._scheduler.step()
@@ -174,12 +220,22 @@ class Learner:
         found |= {"loss": total, "grad_norm": norm, "skipped": float(problem is not None)}
         return found | ({} if drift is None else {"drift": drift}), problem
 
+    def _check_drift(self, view: str, drift: float) -> None:
+        if drift > self._train.drift_tolerance:
+            what, why = _DRIFTS.get(view, _DRIFTS["steps"])
+            raise GenRLError(
+                f"drift: the {what} of the update differ from the recorded ones by up to "
+                f"{drift:.3g} under the same weights (train.drift_tolerance is "
+                f"{self._train.drift_tolerance:g}). {why}, or raise the tolerance for "
+                "low-precision networks"
+            )
+
     def prepare(self, side: Side, rollout: Rollout, advantage: Tensor, update: int) -> Prepared:
         if side.view == "steps":
             return self._prepare_steps(side, rollout, advantage)
         if side.view in ("bound", "matching"):
             return self._prepare_draws(side, rollout, advantage, update)
-        raise GenRLError(f"the view {side.view!r} has no gradient rule yet: use steps or bound")
+        return self._prepare_reward(side, rollout, advantage, update)
 
     def _prepare_steps(self, side: Side, rollout: Rollout, advantage: Tensor) -> Prepared:
         terms, total = rollout.terms, len(rollout.reward)
@@ -195,6 +251,7 @@ class Learner:
             mask=selected, population=terms.mask if self._train.steps.importance else selected,
             weight=weight if terms.weight is None else weight * terms.weight,
             scale=ones if terms.scale is None else terms.scale,
+            duration=ones if terms.duration is None else terms.duration,
             advantage=(ones * advantage).to(ones), reward=rollout.reward.to(ones),
             group=rollout.group, valid=rollout.valid, old_value=terms.value,
             returns=(ones * rollout.reward).to(ones),
@@ -213,9 +270,10 @@ class Learner:
         self, side: Side, rollout: Rollout, advantage: Tensor, update: int
     ) -> Prepared:
         draws, total = self._train.draws, len(rollout.reward)
+        streams = rollout.streams(f"corrupt/{side.view}/{update}")
         corruption = self._policy.corrupt(
-            rollout.trajectory.final, rollout.streams(f"corrupt/{side.view}/{update}"), draws,
-            update, self._train.num_updates,
+            rollout.trajectory.final, streams.joined(rollout.streams(f"corrupt/{side.view}")),
+            draws, update, self._train.num_updates,
         )  # fmt: skip
         view: BoundView | MatchingView
         trajectory = rollout.trajectory
@@ -225,15 +283,17 @@ class Learner:
             view = MatchingView(
                 self._policy, trajectory, corruption, draws, side.mixtures, self._others
             )
-        weight = corruption.get("weight")
-        own = torch.ones(draws, len(rollout.columns)) if weight is None else weight.cpu()
+        own = corruption.get("weight", torch.ones(draws, len(rollout.columns))).cpu()
         weights = self._runtime.gather(own.to(_dtype(self._policy)), rollout.columns, total)
         combined = side.view == "bound" and self._policy.combine_draws
-        ones = torch.ones(1 if combined else draws, total, dtype=weights.dtype)
+        events = torch.ones(draws, 1, total, dtype=torch.int64)
+        if isinstance(view, BoundView):
+            events = self._runtime.gather(view.events, rollout.columns, total)
+        events, weight, step = _draw_terms(events, weights, combined)
+        ones, mask = torch.ones_like(weight), events > 0
         batch = Batch(
-            log_probs=torch.zeros_like(ones), events=ones.long(), mask=ones.bool(),
-            population=ones.bool(), scale=ones, weight=ones if combined else weights,
-            step=torch.arange(len(ones)).unsqueeze(1).expand(ones.shape), draw_weight=weights,
+            log_probs=torch.zeros_like(ones), events=events, mask=mask,
+            population=mask, scale=ones, weight=weight, step=step, draw_weight=weights,
             advantage=(ones * advantage).to(ones), reward=rollout.reward.to(ones),
             group=rollout.group, valid=rollout.valid, returns=(ones * rollout.reward).to(ones),
         )  # fmt: skip
@@ -246,6 +306,32 @@ class Learner:
         if "reference" in side.needs:
             batch = replace(batch, reference=self._under("reference", view, batch, rollout))
         return Prepared(view, batch, recorded)
+
+    def _prepare_reward(
+        self, side: Side, rollout: Rollout, advantage: Tensor, update: int
+    ) -> Prepared:
+        """The recorded rewards are those of the finished samples in float, without rounded pixels.
+
+        Of samples that end earlier they come from a pass without gradient.
+        """
+        steps, stop = replayed(side.replay, rollout.streams(f"replay/{update}"))
+        applies = {name: ~each.isnan() for name, (_, each) in rollout.rewards.items()}
+        given = {n: applies.get(n, rollout.valid)[rollout.columns] for n in self._rewards}
+        view = RewardView(
+            self._policy, self._sampler, rollout.trajectory, rollout.parts, self._rewards, given,
+            steps, stop,
+        )  # fmt: skip
+        ones = torch.ones(1, len(rollout.reward), dtype=_dtype(self._policy))
+        batch = Batch(
+            log_probs=torch.zeros_like(ones), events=ones.long(), mask=ones.bool(),
+            population=ones.bool(), scale=ones, weight=ones, step=torch.zeros_like(ones).long(),
+            advantage=(ones * advantage).to(ones), reward=rollout.reward.to(ones),
+            group=rollout.group, valid=rollout.valid, returns=(ones * rollout.reward).to(ones),
+        )  # fmt: skip
+        if update or not rollout.on_policy:
+            return Prepared(view, batch, None)
+        known = view if side.replay.stop else replace(view, again=False)
+        return Prepared(view, batch, self._evaluate(known, batch, rollout))
 
     def _evaluate(self, view: gradient.View, batch: Batch, rollout: Rollout) -> Tensors:
         rows = self._train.rows_per_forward
@@ -267,6 +353,23 @@ def _dtype(policy: Policy) -> torch.dtype:
     )
 
 
+def _draw_terms(events: Tensor, weight: Tensor, combined: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The events, weight and step (the draw) of all terms, ``[T, B]`` each.
+
+    Args:
+        events: ``[D, M, B]`` of every draw's terms.
+        weight: ``[D, B]`` of the draws.
+        combined: whether the draws are summed with their weights, so that T is M and a term exists
+            where any draw has it; or else T is ``D * M``.
+    """
+    if combined:
+        found = events.amax(0)
+        return found, torch.ones_like(found, dtype=weight.dtype), torch.zeros_like(found)
+    step = torch.arange(len(events)).view(-1, 1, 1).expand(events.shape)
+    spread = weight.unsqueeze(1).expand(events.shape)
+    return events.flatten(0, 1), spread.flatten(0, 1), step.flatten(0, 1)
+
+
 def _combined(ready: Prepared) -> bool:
     blank = next(iter(ready.view.blank(ready.batch).values()))
     return blank.shape != ready.batch.mask.shape
@@ -283,9 +386,12 @@ def _first_problem(batch: Batch, outcome: gradient.Outcome) -> str | None:
         values = getattr(batch, name)
         if values is not None and not values[batch.mask & batch.valid].isfinite().all():
             return f"a number in {name} is not finite"
-    current = outcome.batch.log_probs[batch.mask & batch.valid]
-    if not current.isfinite().all():
+    kept = batch.mask & batch.valid
+    if not outcome.batch.log_probs[kept].isfinite().all():
         return "a log-density of the update is not finite"
+    reward = outcome.batch.differentiable_reward
+    if reward is not None and not reward[kept].isfinite().all():
+        return "a differentiable reward is not finite"
     return None if math.isfinite(outcome.loss) else "the loss is not finite"
 
 

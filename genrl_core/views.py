@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genrl_core.policy import Policy
-from genrl_core.records import Batch, Others, Tensors, Trajectory, take
+from genrl_core.records import Batch, Others, Tensors, Trajectory, fold, take
 from genrl_core.sampler import Sampler
 
 
@@ -15,6 +15,11 @@ def _blank(batch: Batch, names: Sequence[str], rows: int) -> Tensors:
     zero = batch.log_probs.new_zeros(rows, batch.log_probs.shape[1])
     known = zero if batch.old is None or batch.old.shape != zero.shape else batch.old
     return {name: known if name == "log_probs" else zero for name in names}
+
+
+def _rows(corruption: Tensors, k: Tensor, b: Tensor) -> Tensors:
+    """The rows (draw, sample) of what the policy itself reads of a corruption."""
+    return {n: t[k, b] for n, t in corruption.items() if n not in ("weight", "events")}
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class StepsView:
 class BoundView:
     """A bound on the log-likelihood of the finished samples, on draws shared by all slots.
 
-    The draws are separate terms, or with ``policy.combine_draws`` one weighted mean per sample.
+    The M terms of the draws are all separate, ``[D * M, B]``, or with ``policy.combine_draws`` M
+    weighted means over the draws, ``[M, B]``; a term that a draw lacks counts as 0 in its mean.
     """
 
     policy: Policy
@@ -65,8 +71,16 @@ class BoundView:
         """``[D, b]``: the importance of each draw, for this rank's samples."""
         return self.corruption.get("weight")
 
+    @property
+    def events(self) -> Tensor:
+        """``[D, M, b]`` int64: what each term sums over, for this rank's samples; 0 for no term."""
+        given = self.corruption.get("events")
+        if given is None:
+            return torch.ones(self.draws, 1, len(self.trajectory), dtype=torch.int64)
+        return given.transpose(1, 2).cpu()
+
     def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
-        corruption = {name: t[k, b] for name, t in self.corruption.items() if name != "weight"}
+        corruption = _rows(self.corruption, k, b)
         final, cond = take(self.trajectory.final, b), take(self.trajectory.cond, b)
         found = self.policy.bound(final, cond, corruption).log_probs
         if found is None:
@@ -74,13 +88,14 @@ class BoundView:
         return {"log_probs": found}
 
     def blank(self, batch: Batch) -> Tensors:
-        return _blank(batch, ["log_probs"], self.draws)
+        return _blank(batch, ["log_probs"], self.draws * self.events.shape[1])
 
     def insert(self, batch: Batch, values: Tensors) -> Batch:
         draws = values["log_probs"]
         if not self.policy.combine_draws:
             return replace(batch, log_probs=draws)
-        return replace(batch, log_probs=(draws * batch.need("draw_weight")).mean(0, keepdim=True))
+        weighted = fold(draws, self.draws) * batch.need("draw_weight").unsqueeze(1)
+        return replace(batch, log_probs=weighted.mean(0))
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,7 @@ class MatchingView:
         return self.draws
 
     def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
-        corruption = {name: t[k, b] for name, t in self.corruption.items() if name != "weight"}
+        corruption = _rows(self.corruption, k, b)
         final, cond = take(self.trajectory.final, b), take(self.trajectory.cond, b)
         predictions: Tensors = {}
         for slot in sorted({s for mix in self.mixtures for s in mix} - {"current"}):

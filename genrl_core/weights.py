@@ -9,7 +9,7 @@ casts of them.
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,6 +44,9 @@ class Slots:
         if lora is not None:
             policy.network.requires_grad_(False)
             self._add_adapter(CURRENT)
+            for name, parameter in policy.network.named_parameters():
+                if within(name, policy.fresh_modules):
+                    parameter.requires_grad_(True)
         self.trainable: dict[str, nn.Parameter] = {
             name: p for name, p in policy.network.named_parameters() if p.requires_grad
         }
@@ -150,12 +153,13 @@ class Slots:
 
     def _add_adapter(self, name: str) -> None:
         import peft
+        from transformers.pytorch_utils import Conv1D
 
         assert self._lora is not None
         targets = self._lora.target_modules or list(self._policy.lora_targets)
         if not targets:
             linear = {n.rsplit(".", 1)[-1] for n, m in self._network.named_modules()
-                      if isinstance(m, nn.Linear)}  # fmt: skip
+                      if isinstance(m, nn.Linear | Conv1D)}  # fmt: skip
             raise RecipeError(
                 f"weights.lora: {type(self._policy).__name__} names no modules for LoRA; set "
                 f"weights.lora.target_modules, for example to {sorted(linear)}"
@@ -163,10 +167,15 @@ class Slots:
         # peft draws initial weights from the global generator: from our seed, and put back after.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # slots are several
+            transposed = _any_target(self._network, targets, Conv1D)  # weights [in, out]: GPT-2
+            if transposed and _any_target(self._network, targets, nn.Linear):
+                # One setting cannot fit both kinds: peft sets it right layer by layer, and says so.
+                warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
             torch.manual_seed(self._seed)
             config = peft.LoraConfig(
                 r=self._lora.rank, lora_alpha=self._lora.alpha or self._lora.rank,
                 lora_dropout=0.0, target_modules=targets,
+                fan_in_fan_out=transposed,
             )  # fmt: skip
             try:
                 peft.inject_adapter_in_model(config, self._network, adapter_name=name)
@@ -187,6 +196,20 @@ class Slots:
         trained = {id(p) for p in self.trainable.values()}
         for parameter in self._network.parameters():
             parameter.requires_grad_(id(parameter) in trained)
+
+
+def within(name: str, modules: Sequence[str]) -> bool:
+    """Whether a parameter or buffer belongs to one of the modules, all by their full names."""
+    return name.startswith(tuple(f"{module}." for module in modules))
+
+
+def _any_target(network: nn.Module, targets: Sequence[str], kind: type[nn.Module]) -> bool:
+    """Whether one of the modules that get an adapter, or have one, is of this kind."""
+    for name, module in network.named_modules():
+        own = f".{name.removesuffix('.base_layer')}"
+        if isinstance(module, kind) and own.endswith(tuple(f".{target}" for target in targets)):
+            return True
+    return False
 
 
 def fingerprint(module: nn.Module) -> str:

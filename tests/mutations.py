@@ -40,6 +40,7 @@ NUMBERS = "tests/core/test_numbers.py::"
 GRADIENTS = "tests/core/test_exact_gradients.py::"
 TWO_PASS = "tests/core/test_two_pass.py::"
 TRAINER = "tests/core/test_trainer.py::"
+REWARD_VIEW = "tests/core/test_reward_view.py::"
 FAULTS = "tests/core/test_learner_faults.py::"
 CHECKPOINT = "tests/core/test_checkpoint.py::"
 RECIPE = "tests/core/test_recipe.py::"
@@ -48,6 +49,9 @@ STEPS = "tests/plugins/masked/test_transitions.py::"
 SAMPLER = "tests/plugins/masked/test_sampler.py::"
 MASKED = "tests/plugins/masked/test_policy.py::"
 SCHEDULE = "tests/plugins/masked/test_schedule.py::"
+BOUNDS = "tests/plugins/masked/test_bounds.py::"
+RELEASE = "tests/plugins/masked/test_release.py::"
+DIFFUSION = "tests/plugins/diffusion/"
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,8 @@ MUTATIONS = (
         "guidance_forgotten",
         "the update scores without the guidance that the rollout was drawn with",
         "plugins/genrl_masked/sampler.py",
-        "guided_logits(policy, canvas, cond, config.guidance_scale)",
-        "guided_logits(policy, canvas, cond,"
+        "guided_outputs(policy, canvas, cond, config.guidance_scale)",
+        "guided_outputs(policy, canvas, cond,"
         " 1.0 if torch.is_grad_enabled() else config.guidance_scale)",
         SAMPLER + "test_the_update_scores_what_the_rollout_recorded",
     ),
@@ -172,6 +176,55 @@ MUTATIONS = (
         "streams.uniform(self.masked.shape[1])",
         "torch.rand(self.masked.shape)",
         SAMPLER + "test_the_global_generator_changes_nothing",
+    ),
+    # Masked bounds, and release by chance.
+    Mutation(
+        "a_first_ratio_per_update",
+        "every update of an iteration draws its first mask ratio anew, and nothing rises evenly",
+        "plugins/genrl_masked/corruption.py",
+        "streams.across_updates if structured else streams",
+        "streams",
+        BOUNDS + "test_the_learner_keeps_the_first_ratio_and_changes_the_masks",
+    ),
+    Mutation(
+        "one_set_scored_twice",
+        "the second draw of a pair masks the first one's set and not its complement",
+        "plugins/genrl_masked/corruption.py",
+        "[torch.ones_like(chosen), chosen, ~chosen]",
+        "[torch.ones_like(chosen), chosen, chosen]",
+        BOUNDS + "test_a_set_and_its_complement_score_every_position_once",
+    ),
+    Mutation(
+        "importance_forgotten",
+        "positions masked with probability t are summed without the 1 / t",
+        "plugins/genrl_masked/policy.py",
+        'return 1 / corruption["ratio"]',
+        'return torch.ones_like(corruption["ratio"])',
+        BOUNDS + "test_enough_nodes_give_the_mean_over_all_orders_exactly",
+    ),
+    Mutation(
+        "terms_that_do_not_exist",
+        "positions that a draw does not mask count as terms of the bound",
+        "genrl_core/update.py",
+        "ones, mask = torch.ones_like(weight), events > 0",
+        "ones, mask = torch.ones_like(weight), events > -1",
+        BOUNDS + "test_terms_are_the_masked_positions",
+    ),
+    Mutation(
+        "draws_summed_alike",
+        "draws that are combined into one term lose their weights",
+        "genrl_core/views.py",
+        "weighted.mean(0)",
+        "fold(draws, self.draws).mean(0)",
+        BOUNDS + "test_combined_tokens_add_up_to_the_combined_sample",
+    ),
+    Mutation(
+        "release_without_its_probability",
+        "the density of a step that releases by chance lacks which positions it released",
+        "plugins/genrl_masked/release.py",
+        "return terms + self._log_pattern(",
+        "return terms + 0 * self._log_pattern(",
+        RELEASE + "test_densities_are_those_of_the_definition_and_sum_to_one",
     ),
     # Ratios, surrogates, KL, reductions.
     Mutation(
@@ -300,6 +353,63 @@ MUTATIONS = (
         FAULTS + "test_importance_weights_make_up_for_the_calls_left_out",
     ),
     Mutation(
+        "replay_cut_short",
+        "the reward's gradient passes through the last step alone, whatever K is",
+        "genrl_core/reward_view.py",
+        "steps = steps if torch.is_grad_enabled() else 0",
+        "steps = 1 if torch.is_grad_enabled() else 0",
+        REWARD_VIEW + "test_mean_update_is_the_pathwise_gradient",
+    ),
+    Mutation(
+        "gradient_of_unweighted_rewards",
+        "rewards are differentiated without their weights",
+        "genrl_core/reward_view.py",
+        "rows.to(total.device), weight * value.to(total)",
+        "rows.to(total.device), value.to(total)",
+        REWARD_VIEW + "test_rewards_are_weighted_and_left_out_where_they_do_not_apply",
+    ),
+    Mutation(
+        "trust_region_around_the_wrong_weights",
+        "kl_old is KL(current || old) instead of KL(old || current)",
+        "genrl_core/sampler.py",
+        'other.kl(transition) if slot == "old" else transition.kl(other)',
+        "transition.kl(other)",
+        "tests/core/test_kl_directions.py::test_the_direction_of_categorical_steps",
+    ),
+    Mutation(
+        "steps_weigh_alike",
+        "GRPO-Guard forgets the 1 / |dt| of its loss",
+        "plugins/genrl_objectives/presets.py",
+        'batch.need("duration").masked_fill(~batch.mask, 1.0)',
+        'batch.need("duration").masked_fill(batch.duration > 0, 1.0)',
+        "tests/plugins/objectives/test_presets.py::test_guard_centres_and_scales",
+    ),
+    Mutation(
+        "pulled_by_the_errors_alone",
+        "NFT's pull is the sum of the two errors, which depends on the target",
+        "plugins/genrl_objectives/matching.py",
+        "2 * current + 2 * reference - 4 * between",
+        "2 * current + 2 * reference",
+        "tests/plugins/objectives/test_nft_pull.py::test_the_pull_is_a_distance_to_the_reference",
+    ),
+    Mutation(
+        "a_head_that_adapters_freeze",
+        "beside LoRA a fresh value head keeps the zeros that it starts with",
+        "genrl_core/weights.py",
+        "if within(name, policy.fresh_modules):",
+        "if within(name, ()):",
+        "tests/plugins/digits/test_value_heads.py::test_beside_adapters_the_head_trains_in_full",
+    ),
+    Mutation(
+        "half_a_head",
+        "weights may lack any part of a fresh module, and the rest is taken",
+        "genrl_core/build.py",
+        "own.keys() - tensors.keys() == young",
+        "own.keys() - tensors.keys() <= young",
+        "tests/plugins/digits/test_value_heads.py::"
+        "test_weights_without_a_head_are_taken_and_half_a_head_is_not",
+    ),
+    Mutation(
         "minibatches_train_everything",
         "every minibatch trains all groups",
         "genrl_core/update.py",
@@ -372,6 +482,14 @@ MUTATIONS = (
         "/ (count - 1).clamp(min=1)",
         "/ count.clamp(min=1)",
         NUMBERS + "test_advantages_match_numpy",
+    ),
+    Mutation(
+        "prompt_history_forgotten",
+        "a resumed run begins its running statistics per prompt afresh",
+        "genrl_core/trainer.py",
+        'self._learner.statistics.load_state_dict(state["statistics"])',
+        'assert state["statistics"]',
+        "tests/core/test_prompt_statistics.py::test_resume_is_bit_identical",
     ),
     Mutation(
         "filter_ignored",
@@ -461,6 +579,74 @@ MUTATIONS = (
         "        for capability in sorted(config.needs() | {_VIEW_NEEDS[view]}",
         "        for capability in sorted(config.needs() - {_VIEW_NEEDS[view]}",
         NEGOTIATE + "test_what_cannot_work_is_refused_with_the_way_out",
+    ),
+    Mutation(
+        "window_restarts_on_resume",
+        "a progressive window stands still, whatever the iteration",
+        "plugins/genrl_diffusion/__init__.py",
+        "max(iteration, 0) // window.shift_every % places",
+        "0 // window.shift_every % places",
+        DIFFUSION + "test_windows.py::test_a_resumed_run_has_the_window_of_its_iteration",
+    ),
+    Mutation(
+        "window_drawn_per_sample",
+        "the samples of a group have windows of their own",
+        "plugins/genrl_diffusion/sampler.py",
+        'plan.streams("window").shared.uniform()',
+        'plan.streams("window").uniform()',
+        DIFFUSION + "test_sampler.py::"
+        "test_the_window_is_shared_by_the_group_and_moves_in_its_range",
+    ),
+    Mutation(
+        "elbo_without_reconstruction",
+        "the least time of flow matching has the weight of its neighbours",
+        "plugins/genrl_diffusion/policy.py",
+        "torch.where(time > LEAST_TIME, inside, 0.5 / LEAST_TIME)",
+        "torch.where(time > LEAST_TIME, inside, 1.0 / LEAST_TIME)",
+        DIFFUSION + "test_elbo.py::"
+        "test_the_bound_of_flow_matching_is_the_log_likelihood_of_gaussian_data",
+    ),
+    Mutation(
+        "elbo_of_another_step",
+        "the change of the signal-to-noise ratio upside down",
+        "plugins/genrl_diffusion/variance_preserving.py",
+        "ratio[:-1] / ratio[1:] - 1",
+        "1 - ratio[1:] / ratio[:-1]",
+        DIFFUSION + "test_elbo.py::test_the_bound_is_that_of_ddpm",
+    ),
+    Mutation(
+        "preview_of_the_next_step",
+        "one network call more than asked for keeps its graph",
+        "plugins/genrl_diffusion/sampler.py",
+        "with torch.set_grad_enabled(index > step - grad_steps):",
+        "with torch.set_grad_enabled(index >= step - grad_steps):",
+        DIFFUSION + "test_differentiable.py::test_a_preview_is_the_denoised_sample_of_its_step",
+    ),
+    Mutation(
+        "graph_of_one_step_more",
+        "one step more than asked for keeps its graph",
+        "genrl_core/sampler.py",
+        "step >= self.num_steps - grad_steps",
+        "step >= self.num_steps - grad_steps - 1",
+        DIFFUSION + "test_differentiable.py::test_the_last_steps_keep_the_graph_and_they_alone",
+    ),
+    Mutation(
+        "divergence_of_cps_unscaled",
+        "the divergence between steps of CPS loses its scale with the density",
+        "plugins/genrl_diffusion/sampler.py",
+        "return self._where_noisy(0.5 * self._square(self.mean - other.mean))",
+        "scale = along(self._safe(), self.mean) if self._unscaled else 1.0\n"
+        "        return self._where_noisy(0.5 * self._square(scale * (self.mean - other.mean)))",
+        DIFFUSION + "test_windows.py::"
+        "test_the_unscaled_density_keeps_the_divergence_and_is_scored_as_drawn",
+    ),
+    Mutation(
+        "duration_of_time",
+        "the duration of a step is a constant",
+        "plugins/genrl_diffusion/sampler.py",
+        "pair[0] - pair[1]",
+        "1 / self.num_steps",
+        DIFFUSION + "test_sampler.py::test_durations_are_of_the_noise_level_and_cover_the_whole",
     ),
 )
 

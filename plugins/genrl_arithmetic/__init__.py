@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from genrl_autoregressive import AutoregressivePolicyConfig
-from genrl_core import Capability, PolicyConfig, RewardConfig, SamplerConfig, hookimpl
+from genrl_core import (
+    Capability,
+    PolicyConfig,
+    RewardConfig,
+    SamplerConfig,
+    ValueHeadConfig,
+    hookimpl,
+)
+from genrl_masked import MaskedPolicyConfig
 
 if TYPE_CHECKING:
+    from genrl_arithmetic.canvas import ArithmeticMasked
     from genrl_arithmetic.policy import ArithmeticLm
     from genrl_arithmetic.reward import ArithmeticCorrect
     from genrl_arithmetic.sampler import ArithmeticData
@@ -20,19 +29,24 @@ if TYPE_CHECKING:
 Count = Annotated[int, Field(ge=1)]
 
 
-class ArithmeticLmConfig(AutoregressivePolicyConfig):
-    """A GPT-2 of 102,000 parameters that reads and writes digits, from scratch."""
+class TransformerConfig(PolicyConfig):
+    """The size of a small transformer."""
 
     width: Count = Field(64, description="channels of the transformer, a multiple of heads")
     layers: Count = Field(2, description="transformer blocks")
     heads: Count = Field(4, description="attention heads")
-    positions: Count = Field(16, description="characters of prompt and answer at the most")
 
     @model_validator(mode="after")
-    def _divisible(self) -> "ArithmeticLmConfig":
+    def _divisible(self) -> "TransformerConfig":
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
+
+
+class ArithmeticLmConfig(TransformerConfig, ValueHeadConfig, AutoregressivePolicyConfig):
+    """A GPT-2 of 102,000 parameters that reads and writes digits, from scratch."""
+
+    positions: Count = Field(16, description="characters of prompt and answer at the most")
 
     def build(self) -> "ArithmeticLm":
         from genrl_arithmetic.policy import ArithmeticLm
@@ -40,11 +54,28 @@ class ArithmeticLmConfig(AutoregressivePolicyConfig):
         return ArithmeticLm(self)
 
 
+class ArithmeticMaskedConfig(TransformerConfig, MaskedPolicyConfig):
+    """A BERT of 107,000 parameters that fills in the digits of an answer, from scratch."""
+
+    medium: ClassVar[Capability] = Capability.TEXT
+    masks_prompts: ClassVar[bool] = True
+    prompt_length: Count = Field(6, description="characters of a prompt at the most")
+    answer_length: Count = Field(
+        3, description="N, characters of an answer, the ends that fill it up included"
+    )
+
+    def build(self) -> "ArithmeticMasked":
+        from genrl_arithmetic.canvas import ArithmeticMasked
+
+        return ArithmeticMasked(self)
+
+
 class ArithmeticDataConfig(SamplerConfig):
     """The answers to the prompted sums, for supervised training."""
 
     paradigm: ClassVar[str] = "autoregressive"
     supervised: ClassVar[bool] = True
+    gives: ClassVar[Capability | None] = Capability.TEXT
     answer_noise: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
         description="probability that the answer is off by 1 to 9, up or down, instead of right",
@@ -54,6 +85,12 @@ class ArithmeticDataConfig(SamplerConfig):
         from genrl_arithmetic.sampler import ArithmeticData
 
         return ArithmeticData(self)
+
+
+class ArithmeticDataMaskedConfig(ArithmeticDataConfig):
+    """The same data for masked policies."""
+
+    paradigm: ClassVar[str] = "masked"
 
 
 class ArithmeticCorrectConfig(RewardConfig):
@@ -69,14 +106,16 @@ class ArithmeticCorrectConfig(RewardConfig):
 
 @hookimpl
 def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
-    """The language model."""
+    """The language model, and the masked one."""
     register("arithmetic_lm", ArithmeticLmConfig)
+    register("arithmetic_masked", ArithmeticMaskedConfig)
 
 
 @hookimpl
 def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> None:
     """The data."""
     register("arithmetic_data", ArithmeticDataConfig)
+    register("arithmetic_data_masked", ArithmeticDataMaskedConfig)
 
 
 @hookimpl

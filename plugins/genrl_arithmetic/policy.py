@@ -7,25 +7,16 @@ from torch import Tensor
 
 from genrl_arithmetic import ArithmeticLmConfig, task
 from genrl_autoregressive import TransformersPolicy, tiny_gpt2
-from genrl_core import Media, Prompt, RecipeError, Tensors
+from genrl_core import Media, Prompt, Tensors
 
 _SEED = 1912
 """Of the initial weights: every run starts from the same ones, whatever its own seed."""
 
 
 class ArithmeticLm(TransformersPolicy):
-    """A GPT-2 whose answers are made of ten digits and the end; a prompt adds ``+`` and ``=``.
-
-    Raises:
-        RecipeError: ``policy.weights`` is neither ``recipe:NAME`` nor a folder of GenRL.
-    """
+    """A GPT-2 whose answers are made of ten digits and the end; a prompt adds ``+`` and ``=``."""
 
     def __init__(self, config: ArithmeticLmConfig):
-        if config.weights is not None:
-            raise RecipeError(
-                f"policy.weights: arithmetic_lm has no weights {config.weights!r}: give "
-                "`recipe:arithmetic/base`, or a run or checkpoint folder of GenRL"
-            )
         network = tiny_gpt2(
             task.VOCABULARY, config.positions,
             width=config.width, layers=config.layers, heads=config.heads, seed=_SEED,

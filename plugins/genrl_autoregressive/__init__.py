@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from genrl_core import Capability, PolicyConfig, SamplerConfig, hookimpl
+from genrl_core import Capability, PolicyConfig, SamplerConfig, ValueHeadConfig, hookimpl
 
 if TYPE_CHECKING:
     from genrl_autoregressive.causal_lm import CausalLm as CausalLm
@@ -53,8 +53,13 @@ class AutoregressivePolicyConfig(PolicyConfig):
     def provides(self) -> frozenset[Capability]:
         return frozenset({Capability.BOUND, Capability.MATCHING, self.medium})
 
+    def lacks(self, capability: Capability) -> str:
+        if capability is Capability.DIFFERENTIABLE:
+            return "a sampled token is one of a set, and no gradient passes through the choice"
+        return ""
 
-class CausalLmConfig(AutoregressivePolicyConfig):
+
+class CausalLmConfig(ValueHeadConfig, AutoregressivePolicyConfig):
     """Any causal language model of transformers, with its tokenizer, from a folder or the hub."""
 
     loads_weights: ClassVar[bool] = True

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from genrl_autoregressive.distribution import token_log_probs
-from genrl_core import GenRLError, Matching, Policy, PolicyConfig, Scored, Streams, Tensors
+from genrl_core import (
+    Capability,
+    GenRLError,
+    Matching,
+    Policy,
+    PolicyConfig,
+    Scored,
+    Streams,
+    Tensors,
+)
 
 
 class AutoregressivePolicy(Policy):
@@ -36,6 +45,8 @@ class AutoregressivePolicy(Policy):
         self.num_symbols = num_symbols
         self.end_tokens = end_tokens
         self.num_tokens = num_tokens
+        if Capability.VALUE in config.provides():
+            self.predicts_value, self.fresh_modules = True, ("value_head",)
 
     @abstractmethod
     def logits(
@@ -57,6 +68,23 @@ class AutoregressivePolicy(Policy):
             ``[R, S + 1, V]`` with a prompt, else ``[R, S, V]``; float32, or float64 where the
             network is. And the past for the next call, of any type.
         """
+
+    def logits_and_values(
+        self, prompt: Tensor | None, tokens: Tensor, mask: Tensor, cond: Tensors,  # noqa: ARG002
+        past: Any = None, *, cache: bool = False,  # noqa: ARG002  # for subclasses
+    ) -> tuple[Tensor, Tensor, Any]:  # fmt: skip
+        """As ``logits``, with the expected reward given what was read: ``[R, S + 1]``, or S.
+
+        What a policy with ``predicts_value`` implements, for objectives with a critic (ppo): a
+        value beside each row of logits, before the token that is drawn from them.
+
+        Raises:
+            GenRLError: by default, since only the policy knows its value head.
+        """
+        raise GenRLError(
+            f"{type(self).__name__} sets predicts_value and does not say what it predicts: "
+            "implement logits_and_values, or leave policy.value_head out"
+        )
 
     def unconditional(self, cond: Tensors) -> Tensors:  # noqa: ARG002  # for subclasses
         """What takes the place of ``cond`` on the unguided side: the same names, R rows each.
@@ -104,10 +132,28 @@ class AutoregressivePolicy(Policy):
 
 def teacher_forced(policy: AutoregressivePolicy, tokens: Tensor, cond: Tensors) -> Tensor:
     """The logits from which each of the tokens was drawn, in one call: ``[R, T, V]``."""
+    return teacher_forced_outputs(policy, tokens, cond)[0]
+
+
+def teacher_forced_outputs(
+    policy: AutoregressivePolicy, tokens: Tensor, cond: Tensors
+) -> tuple[Tensor, Tensor | None]:
+    """``teacher_forced`` and, where the policy predicts them, the values before each token."""
     prompt, mask = left_padded(cond["prompt"], cond["prompt_mask"])
     read = tokens[:, :-1]
     whole = torch.cat([mask, torch.ones_like(read, dtype=torch.bool)], 1)
-    return policy.logits(prompt, read, whole, cond)[0]
+    return outputs(policy, prompt, read, whole, cond)[:2]
+
+
+def outputs(
+    policy: AutoregressivePolicy, prompt: Tensor | None, tokens: Tensor, mask: Tensor,
+    cond: Tensors, past: Any = None, *, cache: bool = False,
+) -> tuple[Tensor, Tensor | None, Any]:  # fmt: skip
+    """Logits, values or None, and the past: what the policy says, whether it predicts values."""
+    if policy.predicts_value:
+        return policy.logits_and_values(prompt, tokens, mask, cond, past, cache=cache)
+    logits, past = policy.logits(prompt, tokens, mask, cond, past, cache=cache)
+    return logits, None, past
 
 
 def left_padded(prompt: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,8 @@ from genrl_autoregressive import distribution
 from genrl_autoregressive.policy import (
     AutoregressivePolicy,
     left_padded,
-    teacher_forced,
+    outputs,
+    teacher_forced_outputs,
     trimmed,
     within,
 )
@@ -91,32 +92,33 @@ class TokenSampler(Sampler):
         tokens = torch.zeros(count, limit, dtype=torch.int64, device=uniform.device)
         length = torch.zeros_like(tokens[:, 0])
         running = torch.ones_like(length, dtype=torch.bool)
-        log_probs: list[Tensor] = []
+        found: list[Tensor] = []
         with torch.no_grad():
             reader = _Reader(self, known, cond)
             for step in range(limit):
-                pair = reader.begin() if step == 0 else reader.read(tokens[:, step - 1])
+                pair, value = reader.begin() if step == 0 else reader.read(tokens[:, step - 1])
                 allowed = distribution.truncate(pair.drawn, self.config.top_k, self.config.top_p)
                 drawn = distribution.draw(allowed, uniform[:, step])
                 tokens[:, step] = drawn.masked_fill(~running, 0)
-                found = distribution.token_log_probs(pair.scored, tokens[:, step])
-                log_probs.append(found.masked_fill(~running, 0.0))
+                numbers = [distribution.token_log_probs(pair.scored, tokens[:, step])]
+                numbers += [] if value is None else [value]
+                found.append(torch.stack(numbers).masked_fill(~running, 0.0))
                 length += running
                 running &= ~torch.isin(drawn, ends)
                 if not running.any():
                     break
-        return self._record(cond, {"tokens": tokens, "length": length}, torch.stack(log_probs))
+        return self._record(cond, {"tokens": tokens, "length": length}, torch.stack(found, 1))
 
-    def _record(self, cond: Tensors, final: Tensors, log_probs: Tensor) -> Trajectory:
-        """The trajectory of finished samples; ``log_probs`` ``[up to T, B]``."""
+    def _record(self, cond: Tensors, final: Tensors, numbers: Tensor) -> Trajectory:
+        """The trajectory of finished samples; log-densities (and values) ``[1 | 2, <= T, B]``."""
         count, limit = final["tokens"].shape
         if self.config.truncates:
-            return Trajectory(cond, {}, final, Terms.empty(count, log_probs.device))
+            return Trajectory(cond, {}, final, Terms.empty(count, numbers.device))
         mask = within(final["length"], limit).T
         step = torch.arange(limit, device=mask.device).unsqueeze(1).expand(limit, count)
-        missing = limit - len(log_probs)
-        padded = torch.nn.functional.pad(log_probs, (0, 0, 0, missing))
-        terms = Terms(padded, events=mask.long(), step=step, mask=mask, calls=1)
+        padded = torch.nn.functional.pad(numbers, (0, 0, 0, limit - numbers.shape[1]))
+        value = padded[1] if len(padded) > 1 else None
+        terms = Terms(padded[0], events=mask.long(), step=step, mask=mask, calls=1, value=value)
         return Trajectory(cond, dict(final), final, terms)
 
     def score(
@@ -133,15 +135,20 @@ class TokenSampler(Sampler):
         for slot in sorted(others):
             if f"kl_{slot}" in want:
                 with others[slot](), torch.no_grad():
-                    compared[slot] = self._scored_by(known, tokens, cond)
-        logits = self._scored_by(known, tokens, cond)
+                    compared[slot] = self._scored_by(known, tokens, cond)[0]
+        logits, values = self._scored_by(known, tokens, cond)
         found: Tensors = {}
         if "log_probs" in want:
             found["log_probs"] = distribution.token_log_probs(logits, tokens)
         if "entropy" in want:
             found["entropy"] = distribution.entropies(logits)
+        if "value" in want:
+            if values is None:
+                raise NotImplementedError(f"{type(policy).__name__} predicts no value")
+            found["value"] = values
         for slot, other in compared.items():
-            found[f"kl_{slot}"] = distribution.divergences(logits, other)
+            first, second = (other, logits) if slot == "old" else (logits, other)
+            found[f"kl_{slot}"] = distribution.divergences(first, second)
         outside = ~within(length, tokens.shape[1])
         missing = full["tokens"].shape[1] - tokens.shape[1]
         shaped = {
@@ -150,17 +157,25 @@ class TokenSampler(Sampler):
         }
         return Scored(**shaped)
 
-    def _scored_by(self, policy: AutoregressivePolicy, tokens: Tensor, cond: Tensors) -> Tensor:
-        """The logits of the density of every token, in one call or two: ``[R, T, V]``."""
+    def _scored_by(
+        self, policy: AutoregressivePolicy, tokens: Tensor, cond: Tensors
+    ) -> tuple[Tensor, Tensor | None]:
+        """The logits of the density of every token, in one call or two: ``[R, T, V]``.
+
+        Beside them the values of the prompted side, ``[R, T]``, where the policy predicts them.
+        """
         if not self.guided or self.config.guidance_density == "conditional":
-            return self.combine(teacher_forced(policy, tokens, cond), None).scored
+            given, values = teacher_forced_outputs(policy, tokens, cond)
+            return self.combine(given, None).scored, values
         if self.config.guidance_density == "guided_detach_uncond":
             with torch.no_grad():
-                without = teacher_forced(policy, tokens, policy.unconditional(cond))
-            return self.combine(teacher_forced(policy, tokens, cond), without).scored
+                without = teacher_forced_outputs(policy, tokens, policy.unconditional(cond))[0]
+            given, values = teacher_forced_outputs(policy, tokens, cond)
+            return self.combine(given, without).scored, values
         both = _both(cond, policy.unconditional(cond))
-        given, without = teacher_forced(policy, torch.cat([tokens, tokens]), both).chunk(2)
-        return self.combine(given, without).scored
+        logits, values = teacher_forced_outputs(policy, torch.cat([tokens, tokens]), both)
+        given, without = logits.chunk(2)
+        return self.combine(given, without).scored, _prompted(values)
 
     def combine(self, given: Tensor, without: Tensor | None) -> "Pair":
         """The one place where guidance and temperature happen, in rollout and update alike."""
@@ -187,26 +202,31 @@ class _Reader:
         self._cond = _both(cond, policy.unconditional(cond)) if sampler.guided else cond
         self._mask, self._past = torch.empty(0), cast(Any, None)
 
-    def begin(self) -> Pair:
-        """The distributions of the first token."""
+    def begin(self) -> tuple[Pair, Tensor | None]:
+        """The distributions of the first token, and the value before it: ``[B]`` or None."""
         prompt, self._mask = left_padded(self._cond["prompt"], self._cond["prompt_mask"])
         return self._call(prompt, prompt[:, :0])
 
-    def read(self, tokens: Tensor) -> Pair:
-        """The distributions of the token after these, ``[B]``."""
+    def read(self, tokens: Tensor) -> tuple[Pair, Tensor | None]:
+        """The same of the token after these, ``[B]``."""
         column = (torch.cat([tokens, tokens]) if self._sampler.guided else tokens).unsqueeze(1)
         self._mask = torch.cat([self._mask, torch.ones_like(column, dtype=torch.bool)], 1)
         return self._call(None, column)
 
-    def _call(self, prompt: Tensor | None, tokens: Tensor) -> Pair:
-        logits, self._past = self._policy.logits(
-            prompt, tokens, self._mask, self._cond, self._past, cache=True
+    def _call(self, prompt: Tensor | None, tokens: Tensor) -> tuple[Pair, Tensor | None]:
+        logits, values, self._past = outputs(
+            self._policy, prompt, tokens, self._mask, self._cond, self._past, cache=True
         )
-        last = logits[:, -1]
+        last, value = logits[:, -1], None if values is None else values[:, -1]
         if not self._sampler.guided:
-            return self._sampler.combine(last, None)
+            return self._sampler.combine(last, None), value
         given, without = last.chunk(2)
-        return self._sampler.combine(given, without)
+        return self._sampler.combine(given, without), _prompted(value)
+
+
+def _prompted(values: Tensor | None) -> Tensor | None:
+    """Of values of both sides, those of the prompted one."""
+    return None if values is None else values.chunk(2)[0]
 
 
 def _both(cond: Tensors, without: Tensors) -> Tensors:

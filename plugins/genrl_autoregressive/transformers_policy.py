@@ -31,6 +31,8 @@ class TransformersPolicy(AutoregressivePolicy):
         settings = getattr(network, "config", None)
         self.max_positions: int | None = getattr(settings, "max_position_embeddings", None)
         self.lora_targets = linear_modules(network)
+        if self.predicts_value:
+            add_value_head(network)
 
     def logits(
         self, prompt: Tensor | None, tokens: Tensor, mask: Tensor, cond: Tensors,  # noqa: ARG002
@@ -41,6 +43,21 @@ class TransformersPolicy(AutoregressivePolicy):
         Raises:
             GenRLError: prompt and completion are longer than the network has positions.
         """
+        logits, _, past = self._read(prompt, tokens, mask, past, cache)
+        return logits, past
+
+    def logits_and_values(
+        self, prompt: Tensor | None, tokens: Tensor, mask: Tensor, cond: Tensors,  # noqa: ARG002
+        past: Any = None, *, cache: bool = False,
+    ) -> tuple[Tensor, Tensor, Any]:  # fmt: skip
+        logits, found, past = self._read(prompt, tokens, mask, past, cache)
+        values: Tensor = found.value[:, -logits.shape[1] :]
+        return logits, _precise(values), past
+
+    def _read(
+        self, prompt: Tensor | None, tokens: Tensor, mask: Tensor, past: Any, cache: bool
+    ) -> tuple[Tensor, Any, Any]:
+        """The logits, all that the network returned, and the past."""
         if self.max_positions is not None and mask.shape[1] > self.max_positions:
             raise GenRLError(
                 f"{mask.shape[1]} tokens of prompt and completion are more than the "
@@ -59,8 +76,34 @@ class TransformersPolicy(AutoregressivePolicy):
         }
         found = self.network(**{name: given[name] for name in given if name in self._accepted})
         logits = found.logits[:, -keep:, : self.num_symbols]
-        precise = logits if logits.dtype == torch.float64 else logits.float()
-        return precise, found.past_key_values if cache else None
+        return _precise(logits), found, found.past_key_values if cache else None
+
+
+def _precise(found: Tensor) -> Tensor:
+    return found if found.dtype == torch.float64 else found.float()
+
+
+def add_value_head(network: nn.Module) -> None:
+    """Give a causal language model of transformers a linear value of its last hidden states.
+
+    Its class becomes a subclass whose ``forward`` adds ``value`` ``[R, S]`` to what it returns: the
+    head runs inside the network's forward, and no parameter changes its name. It starts at 0.
+    """
+    kind: Any = type(network)
+    settings: Any = network.config
+    weight = next(network.parameters())
+    with torch.random.fork_rng(devices=[]):  # its constructor draws
+        head = nn.Linear(settings.hidden_size, 1, device=weight.device, dtype=weight.dtype)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    network.value_head = head
+
+    def forward(self: Any, *args: Any, **fields: Any) -> Any:
+        found = kind.forward(self, *args, output_hidden_states=True, **fields)
+        found["value"] = self.value_head(found.hidden_states[-1]).squeeze(-1)
+        return found
+
+    network.__class__ = type(f"{kind.__name__}WithValue", (kind,), {"forward": forward})
 
 
 def linear_modules(network: nn.Module) -> tuple[str, ...]:

@@ -18,15 +18,18 @@ from genrl_diffusion import kernel
 if TYPE_CHECKING:
     from genrl_diffusion.policy import DiffusionPolicy as DiffusionPolicy
     from genrl_diffusion.policy import FlowPolicy as FlowPolicy
-    from genrl_diffusion.policy import VariancePreservingPolicy as VariancePreservingPolicy
     from genrl_diffusion.policy import guided_prediction as guided_prediction
     from genrl_diffusion.sampler import GaussianTransition as GaussianTransition
     from genrl_diffusion.sampler import KernelSampler as KernelSampler
     from genrl_diffusion.solver import SolverSampler as SolverSampler
+    from genrl_diffusion.variance_preserving import (
+        VariancePreservingPolicy as VariancePreservingPolicy,
+    )
 
 _HOMES = {
-    "DiffusionPolicy": "policy", "FlowPolicy": "policy", "VariancePreservingPolicy": "policy",
+    "DiffusionPolicy": "policy", "FlowPolicy": "policy",
     "guided_prediction": "policy",
+    "VariancePreservingPolicy": "variance_preserving",
     "GaussianTransition": "sampler", "KernelSampler": "sampler", "SolverSampler": "solver",
 }  # fmt: skip
 
@@ -51,10 +54,11 @@ class BoundConfig(Schema):
         description="distribution of the time in 0..1 (data to noise): uniform, or the logistic "
         "function of a standard normal number, which prefers the middle (Stable Diffusion 3)",
     )
-    weighting: Literal["uniform", "sigma", "sigma_squared"] = Field(
+    weighting: Literal["uniform", "sigma", "sigma_squared", "elbo"] = Field(
         "uniform",
         description="w in bound = -w x mean squared error: 1, the noise level s or s^2, where s = "
-        "sigma / (alpha + sigma) is 0 for data and 1 for noise (AWM's choices)",
+        "sigma / (alpha + sigma) is 0 for data and 1 for noise (AWM's choices); or elbo, which "
+        "makes it the evidence lower bound per element, in nats and up to a constant",
     )
     shared_by_group: bool = Field(
         default=False, description="whether all samples of a group get the same times and noises"
@@ -63,17 +67,29 @@ class BoundConfig(Schema):
         default=False, description="whether several draws are averaged into one term per sample"
     )
 
+    @model_validator(mode="after")
+    def _bounds(self) -> "BoundConfig":
+        if self.weighting == "elbo" and self.timesteps != "uniform":
+            raise ValueError(
+                f"weighting: elbo is a bound under uniform times alone, and timesteps is "
+                f"{self.timesteps}: take timesteps: uniform, or another weighting"
+            )
+        return self
+
 
 class DiffusionPolicyConfig(PolicyConfig):
     """A network that denoises; the base of every diffusion and flow-matching policy."""
 
     paradigm: ClassVar[str] = "diffusion"
+    differentiable: ClassVar[bool] = False
+    """Whether the policy implements ``decode_pixels``; every sampler here keeps the graph."""
     bound: BoundConfig = Field(
         BoundConfig(), description="the surrogate of a finished sample's log-likelihood"
     )
 
     def provides(self) -> frozenset[Capability]:
-        return frozenset({Capability.BOUND, Capability.MATCHING, Capability.IMAGE})
+        given = frozenset({Capability.BOUND, Capability.MATCHING, Capability.IMAGE})
+        return given | {Capability.DIFFERENTIABLE} if self.differentiable else given
 
 
 class WindowConfig(Schema):
@@ -85,9 +101,25 @@ class WindowConfig(Schema):
         description="[first, end): the steps, counted from 0, in which the window lies; silent: "
         "all that can have noise",
     )
-    mode: Literal["random", "first"] = Field(
-        "random", description="where in the range: anywhere, drawn per group, or at its beginning"
+    mode: Literal["random", "first", "progressive"] = Field(
+        "random", description="where in the range: anywhere, drawn per group; at its beginning; or "
+        "moving from its beginning to its end, and from there to the beginning again (MixGRPO)",
+    )  # fmt: skip
+    shift_every: Count | None = Field(
+        None, description="iterations between two moves; for progressive alone"
     )
+    stride: Count = Field(1, description="steps by which it moves; for progressive alone")
+
+    @model_validator(mode="after")
+    def _moves(self) -> "WindowConfig":
+        moving = self.mode == "progressive"
+        if moving != (self.shift_every is not None) or (self.stride != 1 and not moving):
+            raise ValueError(
+                f"shift_every and stride belong to mode: progressive, which needs shift_every, and "
+                f"mode is {self.mode}: give both keys or neither, for example mode: progressive, "
+                "shift_every: 25"
+            )
+        return self
 
 
 class RolloutConfig(SamplerConfig):
@@ -114,6 +146,9 @@ class RolloutConfig(SamplerConfig):
         default=False, description="whether all samples of a group start from the same noise"
     )
 
+    def provides(self) -> frozenset[Capability]:
+        return frozenset({Capability.PREVIEW})
+
     def lacks(self, capability: Capability) -> str:
         if capability in (Capability.STEP_LOGP, Capability.STEP_KL):
             return "a deterministic sampler has no step density"
@@ -139,6 +174,11 @@ class DiffusionSamplerConfig(RolloutConfig):
         "where the network is; a latent is rounded before its density is computed",
     )
 
+    @property
+    def unscaled(self) -> bool:
+        """Whether ``log_prob`` is the bare squared distance to the mean (``cps``)."""
+        return False
+
     @abstractmethod
     def coefficients(self, now: float, after: float) -> kernel.Step:
         """``A, B, S`` of a step from one noise level to the next, 1 = pure noise, 0 = data.
@@ -157,6 +197,20 @@ class DiffusionSamplerConfig(RolloutConfig):
         if self.window is None or self.window.range is None:
             return 0, self.noisy_steps
         return self.window.range[0], self.window.range[1]
+
+    def window_place(self, iteration: int) -> int | None:
+        """The first step of the window in an iteration; None where it is drawn per group.
+
+        A pure function of the iteration, so that a resumed run continues where it was. An
+        evaluation, whose iteration is negative, has the window of iteration 0.
+        """
+        (low, end), window = self.window_range, self.window
+        if window is None or window.mode == "first":
+            return low
+        if window.shift_every is None:
+            return None
+        places = (end - low - window.size) // window.stride + 1
+        return low + max(iteration, 0) // window.shift_every % places * window.stride
 
     @property
     def stochastic(self) -> bool:
@@ -178,7 +232,7 @@ class DiffusionSamplerConfig(RolloutConfig):
 
     def provides(self) -> frozenset[Capability]:
         closed = {Capability.STEP_LOGP, Capability.STEP_KL}
-        return frozenset(closed if self.stochastic else ())
+        return super().provides() | (closed if self.stochastic else set())
 
     def build(self) -> "KernelSampler":
         from genrl_diffusion.sampler import KernelSampler
@@ -235,6 +289,16 @@ class CpsConfig(DiffusionSamplerConfig):
     noise: Share = Field(
         0.8, description="a: the share of fresh noise is sin(a pi / 2); 0 for none, 1 for all"
     )
+    density: Literal["gaussian", "unscaled"] = Field(
+        "gaussian",
+        description="what counts as the log-density of a step: gaussian is the true one; unscaled "
+        "is the authors' -(x' - mean)^2 without 1 / (2 S^2) and constants, a reweighting of the "
+        "steps by 2 S^2 and no density (KL divergences stay the true ones)",
+    )
+
+    @property
+    def unscaled(self) -> bool:
+        return self.density == "unscaled"
 
     def coefficients(self, now: float, after: float) -> kernel.Step:
         return kernel.cps(now, after, self.noise)

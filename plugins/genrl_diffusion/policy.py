@@ -11,10 +11,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from genrl_core import GenRLError, Matching, Policy, RecipeError, Scored, Streams, Tensors
+from genrl_core import (
+    Capability,
+    GenRLError,
+    Matching,
+    Policy,
+    Scored,
+    Streams,
+    Tensors,
+)
 from genrl_diffusion import DiffusionPolicyConfig
 
 Prediction = Literal["velocity", "epsilon", "v", "sample"]
+LEAST_TIME = 0.01
+"""Where the evidence lower bound of flow matching ends: its weights grow like 1 / time."""
 
 
 class DiffusionPolicy(Policy):
@@ -37,6 +47,8 @@ class DiffusionPolicy(Policy):
         self.network = network
         self.shape = tuple(shape)
         self.combine_draws = config.bound.combine
+        if Capability.VALUE in config.provides():
+            self.predicts_value, self.fresh_modules = True, ("value_head",)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,6 +66,19 @@ class DiffusionPolicy(Policy):
             cond: name -> ``[R, ...]``, from ``encode``.
         """
 
+    def predict_and_value(self, x: Tensor, time: Tensor, cond: Tensors) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """``predict`` and, by the same call of the network, the expected reward of ``x``: ``[R]``.
+
+        What a policy with ``predicts_value`` implements, for objectives with a critic (ppo).
+
+        Raises:
+            GenRLError: by default, since only the policy knows its value head.
+        """
+        raise GenRLError(
+            f"{type(self).__name__} sets predicts_value and does not say what it predicts: "
+            "implement predict_and_value(x, time, cond), or leave policy.value_head out"
+        )
+
     @abstractmethod
     def alpha_sigma(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """The factors of data and noise at a time, ``[R]`` float64 each."""
@@ -65,6 +90,15 @@ class DiffusionPolicy(Policy):
     @abstractmethod
     def time_at(self, share: Tensor) -> Tensor:
         """The time at a share of the way from data (0) to noise (1): float64, shaped alike."""
+
+    @abstractmethod
+    def noise_weight(self, time: Tensor) -> Tensor:
+        """What ``(eps_hat - eps)^2`` at a uniformly drawn time counts for in the ELBO, ``[R]``.
+
+        The least time stands for the reconstruction: data given the latent are Gaussian around
+        ``x0_hat`` with the deviation ``sigma / alpha``, whose log-density has the weight 1/2 and
+        the constant ``-log(sigma / alpha sqrt(2 pi))`` per element.
+        """
 
     def unconditional(self, cond: Tensors) -> Tensors:  # noqa: ARG002  # for subclasses
         """What takes the place of ``cond`` on the unguided side: same names and shapes.
@@ -142,16 +176,29 @@ class DiffusionPolicy(Policy):
     def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
         """``-w x`` the matching error, ``[R, 1]``, w by ``policy.bound.weighting``.
 
-        The negative is a bound on the log-likelihood for one weighting alone (the change of the
-        signal-to-noise ratio, arXiv 2107.00630). The weightings here are those that models are
-        trained with, and that AWM (arXiv 2509.25050) reinforces; the scale is per element.
+        It bounds the log-likelihood for one weighting alone, ``elbo``: then the number of elements
+        times its mean over the draws of ``corrupt`` is the evidence lower bound (arXiv 2107.00630)
+        less two terms that no weight enters, that of the prior and the constant of the
+        reconstruction (``noise_weight``). The other weightings are those that models are trained
+        with, and that AWM (arXiv 2509.25050) reinforces. The scale is per element.
         """
         matching = self.matching(final, cond, corruption)
         error = matching.error(matching.prediction)
-        alpha, sigma = self.alpha_sigma(corruption["time"])
-        power = {"uniform": 0, "sigma": 1, "sigma_squared": 2}[self.config.bound.weighting]
-        weight = (sigma / (alpha + sigma)).pow(power).to(error.dtype)
+        weight = self._weight(corruption["time"]).to(error.dtype)
         return Scored(log_probs=-(weight * error).unsqueeze(1))
+
+    def _weight(self, time: Tensor) -> Tensor:
+        """W in ``bound``: ``[R]`` float64."""
+        alpha, sigma = self.alpha_sigma(time)
+        if (kind := self.config.bound.weighting) != "elbo":
+            power = {"uniform": 0, "sigma": 1, "sigma_squared": 2}[kind]
+            return (sigma / (alpha + sigma)).pow(power)
+        # How much eps_hat moves with the prediction; see split.
+        slope = {
+            "velocity": alpha, "v": alpha, "epsilon": torch.ones_like(alpha),
+            "sample": alpha / sigma,
+        }[self.prediction]  # fmt: skip
+        return slope.square() * self.noise_weight(time)
 
 
 class FlowPolicy(DiffusionPolicy):
@@ -184,62 +231,16 @@ class FlowPolicy(DiffusionPolicy):
         return shift * time / (1 + (shift - 1) * time)
 
     def time_at(self, share: Tensor) -> Tensor:
-        return share.double()
+        least = LEAST_TIME if self.config.bound.weighting == "elbo" else 0.0
+        return share.double().clamp(min=least)
 
+    def noise_weight(self, time: Tensor) -> Tensor:
+        """Half the slope of ``log(sigma^2 / alpha^2)``, which is ``1 / (t (1 - t))``.
 
-class VariancePreservingPolicy(DiffusionPolicy):
-    """A model of T noise levels with ``alpha^2 + sigma^2 = 1``: DDPM, Stable Diffusion 1 and 2.
-
-    Args:
-        alpha_bars: ``[T]``, the squares of alpha, falling.
-        prediction: ``epsilon``, ``v`` or ``sample``.
-        final_alpha_bar: alpha^2 of the level that the last step arrives at, time -1: 1 for data;
-            ``alpha_bars[0]`` where diffusers' ``set_alpha_to_one`` is false.
-        steps_offset: added to every visited time (diffusers' name; 1 for Stable Diffusion).
-    """
-
-    alpha_bars: Tensor
-    prediction: Literal["epsilon", "v", "sample"]
-
-    def __init__(
-        self, config: DiffusionPolicyConfig, network: nn.Module, shape: Sequence[int],
-        alpha_bars: Tensor, prediction: Literal["epsilon", "v", "sample"],
-        final_alpha_bar: float = 1.0, steps_offset: int = 0,
-    ):  # fmt: skip
-        super().__init__(config, network, shape)
-        self.alpha_bars = alpha_bars.detach().double().cpu()
-        self.prediction = prediction
-        self.final_alpha_bar = final_alpha_bar
-        self.steps_offset = steps_offset
-
-    def alpha_sigma(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        table = torch.cat([self.alpha_bars, self.alpha_bars.new_tensor([self.final_alpha_bar])])
-        found = table.to(time.device)[time.round().long()]  # -1 is the last entry
-        return found.sqrt(), (1 - found).clamp(min=0).sqrt()
-
-    def times(self, num_steps: int, shift: float) -> Tensor:
-        """Every ``T // num_steps``-th time, downwards ("leading" spacing), then -1 for the end.
-
-        Raises:
-            RecipeError: there are more steps than levels, or a shift is asked for.
+        All times below ``LEAST_TIME`` are drawn as that one and share the reconstruction's 1/2.
         """
-        levels = len(self.alpha_bars)
-        if shift != 1:
-            raise RecipeError(
-                f"sampler.shift: {shift:g} moves the times of flow matching, but "
-                f"{type(self).__name__} has a table of {levels} noise levels: leave shift at 1"
-            )
-        if num_steps > levels:
-            raise RecipeError(
-                f"sampler.num_inference_steps: {num_steps} steps are more than the {levels} noise "
-                f"levels of {type(self).__name__}: take at most {levels}"
-            )
-        visited = torch.arange(num_steps).flip(0) * (levels // num_steps) + self.steps_offset
-        return torch.cat([visited.clamp(max=levels - 1), torch.tensor([-1])]).double()
-
-    def time_at(self, share: Tensor) -> Tensor:
-        levels = len(self.alpha_bars)
-        return (share.double() * levels).floor().clamp(max=levels - 1)
+        inside = 1 / (time.double() * (1 - time.double()))
+        return torch.where(time > LEAST_TIME, inside, 0.5 / LEAST_TIME)
 
 
 def guided_prediction(
@@ -250,13 +251,30 @@ def guided_prediction(
     The one place where guidance happens, in the rollout, its density and evaluation alike. At 1 it
     is off and costs nothing.
     """
+    return guided_outputs(policy, x, time, cond, guidance_scale)[0]
+
+
+def guided_outputs(
+    policy: DiffusionPolicy, x: Tensor, time: Tensor, cond: Tensors, guidance_scale: float = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    """``guided_prediction``; and the values of the prompted side, ``[R]``, where predicted."""
     if guidance_scale == 1:
-        return _full(policy.predict(x, time, cond))
+        return _outputs(policy, x, time, cond)
     uncond = policy.unconditional(cond)
     both = {name: torch.cat([tensor, uncond[name]]) for name, tensor in cond.items()}
-    found = _full(policy.predict(torch.cat([x, x]), torch.cat([time, time]), both))
+    found, values = _outputs(policy, torch.cat([x, x]), torch.cat([time, time]), both)
     with_prompt, without = found.chunk(2)
-    return without + guidance_scale * (with_prompt - without)
+    guided = without + guidance_scale * (with_prompt - without)
+    return guided, None if values is None else values.chunk(2)[0]
+
+
+def _outputs(
+    policy: DiffusionPolicy, x: Tensor, time: Tensor, cond: Tensors
+) -> tuple[Tensor, Tensor | None]:
+    if not policy.predicts_value:
+        return _full(policy.predict(x, time, cond)), None
+    prediction, values = policy.predict_and_value(x, time, cond)
+    return _full(prediction), _full(values)
 
 
 def along(values: Tensor, x: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from genrl_core import Plan, Policy, Sampler, Tensors, Terms, Trajectory
-from genrl_diffusion.policy import DiffusionPolicy, VariancePreservingPolicy, guided_prediction
-from genrl_diffusion.sampler import initial_noise
+from genrl_diffusion.policy import DiffusionPolicy, guided_prediction
+from genrl_diffusion.sampler import check_step, initial_noise
+from genrl_diffusion.variance_preserving import VariancePreservingPolicy
 
 if TYPE_CHECKING:
     from genrl_diffusion import DiffusersSolverConfig
@@ -33,21 +34,40 @@ class SolverSampler(Sampler):
 
     def __init__(self, config: "DiffusersSolverConfig"):
         self.config = config
+        self.num_steps = config.num_inference_steps
 
     def rollout(self, policy: Policy, cond: Tensors, plan: Plan, grad_steps: int = 0) -> Trajectory:
         known = cast(DiffusionPolicy, policy)
-        streams = plan.streams("rollout")
-        x = initial_noise(known, self.config, streams.shared if self.config.same_noise else streams)
-        scheduler = self.scheduler(known)
-        scheduler.set_timesteps(self.config.num_inference_steps, device=x.device)
-        steps = len(scheduler.timesteps)
-        for step, timestep in enumerate(scheduler.timesteps):
+        x, _ = self._walk(known, cond, plan, self.num_steps, grad_steps)
+        return Trajectory(cond, {}, {"latents": x}, Terms.empty(len(plan), x.device))
+
+    def preview(
+        self, policy: Policy, cond: Tensors, plan: Plan, step: int, grad_steps: int = 1
+    ) -> Tensors:
+        """``latents``: x0_hat as the network sees it where step ``step`` begins."""
+        known = cast(DiffusionPolicy, policy)
+        check_step(step, self.num_steps)
+        x, scheduler = self._walk(known, cond, plan, step, grad_steps - 1)
+        with torch.set_grad_enabled(grad_steps > 0):
+            time = _time(known, scheduler, step).to(x).expand(len(plan))
+            found = guided_prediction(known, x, time, cond, self.config.guidance_scale)
+            data, _ = known.split(found, x, *known.alpha_sigma(time))
+        return {"latents": data}
+
+    def _walk(
+        self, policy: DiffusionPolicy, cond: Tensors, plan: Plan, steps: int, grad_steps: int
+    ) -> tuple[Tensor, Any]:
+        """The latents after the first ``steps`` steps, and the scheduler that took them."""
+        streams, same = plan.streams("rollout"), self.config.same_noise
+        x = initial_noise(policy, self.config, streams.shared if same else streams)
+        scheduler = self.scheduler(policy)
+        scheduler.set_timesteps(self.num_steps, device=x.device)
+        for step, timestep in enumerate(scheduler.timesteps[:steps]):
             with torch.set_grad_enabled(step >= steps - grad_steps):
-                time = _time(known, scheduler, step).to(x).expand(len(plan))
-                found = guided_prediction(known, x, time, cond, self.config.guidance_scale)
+                time = _time(policy, scheduler, step).to(x).expand(len(plan))
+                found = guided_prediction(policy, x, time, cond, self.config.guidance_scale)
                 x = scheduler.step(found, timestep, x, return_dict=False)[0].to(x.dtype)
-        terms = Terms.empty(len(plan), x.device)
-        return Trajectory(cond, {}, {"latents": x}, terms)
+        return x, scheduler
 
     def scheduler(self, policy: DiffusionPolicy) -> Any:
         """A fresh scheduler of diffusers for this policy: it remembers the steps it has taken."""

@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from genrl_autoregressive import AutoregressivePolicyConfig
-from genrl_core import Capability, PolicyConfig, RewardConfig, SamplerConfig, hookimpl
+from genrl_core import (
+    Capability,
+    PolicyConfig,
+    RewardConfig,
+    SamplerConfig,
+    ValueHeadConfig,
+    hookimpl,
+)
 from genrl_diffusion import DiffusionPolicyConfig
 from genrl_masked import MaskedPolicyConfig
 
 if TYPE_CHECKING:
     from genrl_digits.autoregressive import DigitsAutoregressivePolicy
-    from genrl_digits.pixels import DigitsDiffusionPolicy
+    from genrl_digits.pixels import DigitsDiffusionPolicy, DigitsDiffusionVpPolicy
     from genrl_digits.policy import DigitsMaskedPolicy
     from genrl_digits.rewards import DigitClassifier, DigitDiversity, DigitFrechet, DigitJudge
     from genrl_digits.sampler import DigitsDataSampler
@@ -25,9 +32,10 @@ if TYPE_CHECKING:
 Count = Annotated[int, Field(ge=1)]
 
 
-class DigitsMaskedConfig(MaskedPolicyConfig):
+class DigitsMaskedConfig(ValueHeadConfig, MaskedPolicyConfig):
     """A transformer of 111,000 parameters over 16 codes of 2 x 2 pixels, prompted by four words."""
 
+    masks_prompts: ClassVar[bool] = True
     width: Count = Field(64, description="channels of the transformer, a multiple of heads")
     layers: Count = Field(2, description="transformer blocks")
     heads: Count = Field(4, description="attention heads")
@@ -47,7 +55,7 @@ class DigitsMaskedConfig(MaskedPolicyConfig):
         return DigitsMaskedPolicy(self)
 
 
-class DigitsAutoregressiveConfig(AutoregressivePolicyConfig):
+class DigitsAutoregressiveConfig(ValueHeadConfig, AutoregressivePolicyConfig):
     """A GPT-2 of 112,000 parameters that writes 16 codes of 2 x 2 pixels after four words."""
 
     medium: ClassVar[Capability] = Capability.IMAGE
@@ -70,11 +78,16 @@ class DigitsAutoregressiveConfig(AutoregressivePolicyConfig):
         return DigitsAutoregressivePolicy(self)
 
 
-class DigitsDiffusionConfig(DiffusionPolicyConfig):
-    """A flow-matching MLP of 509,000 parameters over 64 pixels, prompted by four words."""
+class DigitsPixelsConfig(ValueHeadConfig, DiffusionPolicyConfig):
+    """An MLP over 64 pixels, whatever it predicts."""
 
+    differentiable: ClassVar[bool] = True
     width: Count = Field(256, description="units of a layer")
     layers: Count = Field(3, description="residual layers")
+
+
+class DigitsDiffusionConfig(DigitsPixelsConfig):
+    """A flow-matching MLP of 509,000 parameters over 64 pixels, prompted by four words."""
 
     def build(self) -> "DigitsDiffusionPolicy":
         from genrl_digits.pixels import DigitsDiffusionPolicy
@@ -82,11 +95,23 @@ class DigitsDiffusionConfig(DiffusionPolicyConfig):
         return DigitsDiffusionPolicy(self)
 
 
+class DigitsDiffusionVpConfig(DigitsPixelsConfig):
+    """The same MLP as a DDPM: variance preserving, 1,000 noise levels, it predicts the noise."""
+
+    paper: ClassVar[str] = "arXiv 2006.11239"
+
+    def build(self) -> "DigitsDiffusionVpPolicy":
+        from genrl_digits.pixels import DigitsDiffusionVpPolicy
+
+        return DigitsDiffusionVpPolicy(self)
+
+
 class DigitsDataConfig(SamplerConfig):
     """Real images of the prompted digit, from the generator split, for supervised training."""
 
     paradigm: ClassVar[str] = "masked"
     supervised: ClassVar[bool] = True
+    gives: ClassVar[Capability | None] = Capability.IMAGE
     caption_noise: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
         description="probability that the image is of a uniformly random digit (the prompted one "
@@ -114,6 +139,7 @@ class DigitsDataDiffusionConfig(DigitsDataConfig):
 class DigitClassifierConfig(RewardConfig):
     """The probability that a classifier of the reward split gives the prompted digit, 0 to 1."""
 
+    differentiable: ClassVar[bool] = True
     shuffle: bool = Field(
         default=False,
         description="the control that must fail: ask each image for a random digit, picked by a "
@@ -162,9 +188,10 @@ class DigitDiversityConfig(RewardConfig):
 
 @hookimpl
 def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
-    """One policy per paradigm."""
+    """One policy per paradigm; for diffusion, flow matching and its elder sister."""
     register("digits_masked", DigitsMaskedConfig)
     register("digits_diffusion", DigitsDiffusionConfig)
+    register("digits_diffusion_vp", DigitsDiffusionVpConfig)
     register("digits_autoregressive", DigitsAutoregressiveConfig)
 
 

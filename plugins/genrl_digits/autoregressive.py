@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genrl_autoregressive import TransformersPolicy, tiny_gpt2
-from genrl_core import Media, Prompt, RecipeError, Tensors
+from genrl_core import Media, Prompt, Tensors
 from genrl_digits import DigitsAutoregressiveConfig, data
 from genrl_digits.words import PREFIX, VOCABULARY, word_ids
 
@@ -20,17 +20,9 @@ class DigitsAutoregressivePolicy(TransformersPolicy):
     ``cond`` is ``prompt`` ``[B, 4]``, the words' ids from V on, short prompts filled up with the
     empty word so that a code always stands at the same position; ``final`` is ``tokens``
     ``[B, 16]`` and ``length``, always 16.
-
-    Raises:
-        RecipeError: ``policy.weights`` is neither ``recipe:NAME`` nor a folder of GenRL.
     """
 
     def __init__(self, config: DigitsAutoregressiveConfig):
-        if config.weights is not None:
-            raise RecipeError(
-                f"policy.weights: digits_autoregressive has no weights {config.weights!r}: give "
-                "`recipe:digits/autoregressive_base`, or a run or checkpoint folder of GenRL"
-            )
         network = tiny_gpt2(
             config.codebook + len(VOCABULARY), PREFIX + data.NUM_TOKENS,
             width=config.width, layers=config.layers, heads=config.heads, seed=_SEED,

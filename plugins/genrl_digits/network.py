@@ -1,6 +1,6 @@
 """A bidirectional transformer over a prompt's words and an image's tokens: 110,976 parameters.
 
-    words [R, L] int64    canvas [R, N] int64, code or mask (= V)    logits [R, N, V]
+    words [R, L] int64    canvas [R, N] int64, code or mask (= V)    logits [R, N, V]    value [R]
 
 Pre-norm blocks with exact GELU (its tanh approximation is several times slower on a CPU), learned
 positions, no dropout.
@@ -44,7 +44,7 @@ class DigitsTransformer(nn.Module):
 
     def __init__(
         self, *, width: int, layers: int, heads: int, codes: int, num_tokens: int,
-        vocabulary: int, prefix: int,
+        vocabulary: int, prefix: int, value_head: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.words = nn.Embedding(vocabulary, width)
@@ -54,17 +54,21 @@ class DigitsTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, codes)
+        # The last in line, so that the others are drawn as they are without it.
+        self.value_head = nn.Linear(width, 1) if value_head else None
         self._initialise(layers)
 
-    def forward(self, words: Tensor, canvas: Tensor) -> Tensor:
-        """Logits over the codes at every position, in the network's dtype."""
+    def forward(self, words: Tensor, canvas: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits at every position, and the value of the canvas by the mean of its features."""
         prompt = self.words(words) + self.word_positions
         image = self.tokens(canvas) + self.token_positions
         x = torch.cat([prompt, image], dim=1)
         for block in self.blocks:
             x = block(x)
-        logits: Tensor = self.head(self.norm(x[:, words.shape[1] :]))
-        return logits
+        features = self.norm(x)
+        logits: Tensor = self.head(features[:, words.shape[1] :])
+        value = None if self.value_head is None else self.value_head(features.mean(1)).squeeze(1)
+        return logits, value
 
     @torch.no_grad()
     def _initialise(self, layers: int) -> None:
@@ -83,3 +87,5 @@ class DigitsTransformer(nn.Module):
                 std /= (2 * layers) ** 0.5
             parameter.normal_(0.0, std, generator=generator)
         self.word_positions.zero_()
+        if self.value_head is not None:
+            self.value_head.weight.zero_()

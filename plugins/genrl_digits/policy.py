@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genrl_core import Media, Prompt, RecipeError, Tensors
+from genrl_core import Media, Prompt, Tensors
 from genrl_digits import DigitsMaskedConfig, data
 from genrl_digits.network import DigitsTransformer
 from genrl_digits.words import PREFIX, VOCABULARY, word_ids
@@ -13,26 +13,18 @@ from genrl_masked import MaskedPolicy
 
 
 class DigitsMaskedPolicy(MaskedPolicy):
-    """``cond`` is ``words`` ``[B, 4]`` int64; ``final`` is ``tokens`` ``[B, 16]`` int64.
-
-    Raises:
-        RecipeError: ``policy.weights`` is neither ``recipe:NAME`` nor a folder of GenRL.
-    """
+    """``cond`` is ``words`` ``[B, 4]`` int64; ``final`` is ``tokens`` ``[B, 16]`` int64."""
 
     lora_targets = ("query_key_value", "output", "up", "down")
+    num_prompt_tokens = PREFIX
 
     def __init__(self, config: DigitsMaskedConfig):
-        if config.weights is not None:
-            raise RecipeError(
-                f"policy.weights: digits_masked has no weights {config.weights!r}: give "
-                "`recipe:digits/masked_base`, or a run or checkpoint folder of GenRL"
-            )
         # The constructors of torch's layers draw from the global generator; ours overwrite that.
         with torch.random.fork_rng(devices=[]):
             network = DigitsTransformer(
                 width=config.width, layers=config.layers, heads=config.heads,
                 codes=config.codebook, num_tokens=data.NUM_TOKENS,
-                vocabulary=len(VOCABULARY), prefix=PREFIX,
+                vocabulary=len(VOCABULARY), prefix=PREFIX, value_head=config.value_head,
             )  # fmt: skip
         super().__init__(config, network.eval(), data.NUM_TOKENS, config.codebook)
 
@@ -44,9 +36,17 @@ class DigitsMaskedPolicy(MaskedPolicy):
         """The empty prompt, which is all padding."""
         return {"words": torch.zeros_like(cond["words"])}
 
+    def mask_prompt(self, cond: Tensors, where: Tensor) -> Tensors:
+        """A hidden word is padding."""
+        return {"words": cond["words"].masked_fill(where, 0)}
+
     def logits(self, canvas: Tensor, cond: Tensors) -> Tensor:
-        logits: Tensor = self.network(cond["words"], canvas)
+        logits: Tensor = self.network(cond["words"], canvas)[0]
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def logits_and_values(self, canvas: Tensor, cond: Tensors) -> tuple[Tensor, Tensor]:
+        logits, values = self.network(cond["words"], canvas)
+        return logits, values
 
     def decode(self, final: Tensors) -> Media:
         images = data.decode(final["tokens"].cpu().numpy(), self.codebook_size)

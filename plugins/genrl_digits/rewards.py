@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from genrl_core import Media, Prompt, Reward, RewardError
 from genrl_digits.data import INK, Array, split, to_grey
@@ -41,6 +43,22 @@ class DigitClassifier(Reward):
         asked = hashed_digits(images) if self._shuffle else [digit_of(p) for p in prompts]
         given = reward_classifier().predict_proba(features(images))
         return [float(row[digit]) for row, digit in zip(given, asked, strict=True)]
+
+    def gradient(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """The same probability from pixels ``[B, 3, 8, 8]``, 0 to 1: ``[B]`` float64.
+
+        Equal to the value of ``__call__`` on images whose pixels are multiples of 1/255; others
+        are rounded before ``__call__`` sees them. The control asks for the digit of the rounded
+        image too. Where the probability is close to 0 or 1, so is its slope to 0.
+        """
+        grey = pixels.double().mean(1).flatten(1)
+        if self._shuffle:
+            rounded = (pixels.detach() * 255).round().clamp(0, 255).to(torch.uint8)
+            asked = hashed_digits(to_grey(Media("image", rounded)))
+        else:
+            asked = [digit_of(p) for p in prompts]
+        given = class_probabilities(grey)
+        return given[torch.arange(len(asked), device=given.device), asked]
 
 
 class DigitJudge(Reward):
@@ -108,6 +126,16 @@ def reward_classifier() -> MLPClassifier:
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 100 epochs are what we want
         return mlp.fit(features(data.images), data.labels)
+
+
+def class_probabilities(features: Tensor) -> Tensor:
+    """``predict_proba`` of the reward's MLP as torch operations: ``[B, 64]`` to ``[B, 10]``."""
+    mlp = reward_classifier()
+    hidden = features
+    for layer, (weight, bias) in enumerate(zip(mlp.coefs_, mlp.intercepts_, strict=True)):
+        inside = hidden.relu() if layer else hidden
+        hidden = inside @ torch.as_tensor(weight).to(inside) + torch.as_tensor(bias).to(inside)
+    return hidden.softmax(-1)
 
 
 @cache

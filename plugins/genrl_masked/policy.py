@@ -1,14 +1,23 @@
 """The base of masked policies: logits of masked positions, and the bound that they give."""
 
-import math
 from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
 
-from genrl_core import GenRLError, Matching, Policy, Scored, Streams, Tensors
-from genrl_masked import BoundConfig, MaskedPolicyConfig
-from genrl_masked.transitions import best, code_log_probs
+from genrl_core import (
+    Capability,
+    GenRLError,
+    Matching,
+    Policy,
+    RecipeError,
+    Scored,
+    Streams,
+    Tensors,
+)
+from genrl_masked import MaskedPolicyConfig
+from genrl_masked.corruption import log_level_weight, remasked
+from genrl_masked.transitions import code_log_probs
 
 
 class MaskedPolicy(Policy):
@@ -24,7 +33,10 @@ class MaskedPolicy(Policy):
     Attributes:
         num_tokens: N, the positions of a canvas.
         codebook_size: V, the codes of a position, and the mask code.
+        num_prompt_tokens: P, the tokens of a prompt that ``mask_prompt`` can hide.
     """
+
+    num_prompt_tokens: int = 0
 
     def __init__(
         self, config: MaskedPolicyConfig, network: nn.Module, num_tokens: int, codebook_size: int
@@ -34,6 +46,8 @@ class MaskedPolicy(Policy):
         self.num_tokens = num_tokens
         self.codebook_size = codebook_size
         self.combine_draws = config.bound.combine
+        if Capability.VALUE in config.provides():
+            self.predicts_value, self.fresh_modules = True, ("value_head",)
 
     @property
     def mask_code(self) -> int:
@@ -49,6 +63,19 @@ class MaskedPolicy(Policy):
             cond: name -> ``[R, ...]``, from ``encode``.
         """
 
+    def logits_and_values(self, canvas: Tensor, cond: Tensors) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """``logits`` and, by the same call of the network, the expected reward of the canvas: [R].
+
+        What a policy with ``predicts_value`` implements, for objectives with a critic (ppo).
+
+        Raises:
+            GenRLError: by default, since only the policy knows its value head.
+        """
+        raise GenRLError(
+            f"{type(self).__name__} sets predicts_value and does not say what it predicts: "
+            "implement logits_and_values(canvas, cond), or leave policy.value_head out"
+        )
+
     def unconditional(self, cond: Tensors) -> Tensors:  # noqa: ARG002  # for subclasses
         """What takes the place of ``cond`` on the unguided side: same names and shapes.
 
@@ -60,54 +87,95 @@ class MaskedPolicy(Policy):
             "other than 1 needs: set guidance_scale: 1, or implement unconditional(cond)"
         )
 
-    def corrupt(
-        self, final: Tensors, streams: Streams, draws: int,
-        update: int, updates: int,  # noqa: ARG002  # every update masks alike
-    ) -> Tensors:  # fmt: skip
-        """Which positions of the finished samples are masked: ``masked`` ``[D, B, N]`` bool.
+    def mask_prompt(self, cond: Tensors, where: Tensor) -> Tensors:  # noqa: ARG002  # for subclasses
+        """``cond`` with tokens of the prompt hidden: same names and shapes.
 
-        How many is drawn by ``policy.bound.masking``, at least one; which ones is uniform. The D
-        numbers of a sample are spread evenly, ``u + d / D`` modulo 1 with one ``u``: each is
-        distributed as if it were alone, and their mean varies less.
+        Args:
+            cond: name -> ``[R, ...]``.
+            where: ``[R, num_prompt_tokens]`` bool, the tokens to hide.
+
+        Raises:
+            GenRLError: by default, since only the policy knows what hides a token.
         """
-        tokens = final["tokens"]
-        offset = streams.uniform(1).double()
-        spread = torch.arange(draws, device=offset.device) / draws
-        levels = (offset + spread) % 1.0
-        counts = _levels(levels, tokens.shape[1], self.config.bound)
-        keys = streams.uniform(draws, tokens.shape[1])
-        masked = best(keys, torch.ones_like(keys, dtype=torch.bool), counts)
-        return {"masked": masked.transpose(0, 1)}
+        raise GenRLError(
+            f"{type(self).__name__} cannot hide tokens of its prompt, which "
+            "policy.bound.prompt_masking asks for: leave it out, or implement "
+            "mask_prompt(cond, where) and set num_prompt_tokens"
+        )
+
+    def corrupt(
+        self, final: Tensors, streams: Streams, draws: int, update: int, updates: int
+    ) -> Tensors:
+        """Which positions are masked, by ``policy.bound.masking``: ``masked`` ``[D, B, N]`` bool.
+
+        Beside it stand what ``genrl_masked.remasked`` says, ``prompt_masked`` ``[D, B, P]`` bool
+        with ``prompt_masking``, and with ``granularity: token`` the ``events``.
+        """
+        config = self.config.bound
+        if problem := config.draws_problem(draws):
+            raise RecipeError(f"train.draws: {problem}")
+        source = streams.shared if config.shared_by_group else streams
+        found = remasked(config, source, draws, final["tokens"].shape[1], update, updates)
+        if config.prompt_masking:
+            keys = source.uniform(draws, self.num_prompt_tokens).transpose(0, 1)
+            found["prompt_masked"] = keys < config.prompt_masking
+        if config.granularity == "token":
+            found["events"] = found["masked"].long()
+        return found
 
     def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:
         """The logits of the re-masked canvas; the error is its mean cross-entropy where masked.
 
-        ``prediction`` is ``[R, N, V]``; ``error`` gives ``[R]``, in nats per masked position.
+        ``prediction`` is ``[R, N, V]``; ``error`` gives ``[R]``, in nats per masked position, and 0
+        where none is.
         """
         tokens, masked = final["tokens"], corruption["masked"]
         canvas = tokens.masked_fill(masked, self.mask_code)
+        if "prompt_masked" in corruption:
+            cond = self.mask_prompt(cond, corruption["prompt_masked"])
 
         def error(prediction: Tensor) -> Tensor:
             found = code_log_probs(prediction.log_softmax(-1), tokens)
-            mean: Tensor = -found.masked_fill(~masked, 0.0).sum(-1) / masked.sum(-1)
+            mean: Tensor = -found.masked_fill(~masked, 0.0).sum(-1) / masked.sum(-1).clamp(min=1)
             return mean
 
         return Matching(self.logits(canvas, cond), error)
 
     def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
-        """``-N w(n) x`` mean cross-entropy of the n masked positions, in nats: ``[R, 1]``.
+        """The log-probabilities of the n masked positions, as a sum or one by one: ``[R, M]``.
 
-        With ``weighting: mean``, w is 1. With ``elbo``, ``w(n) = 1 / (N P(n))`` makes every n in
-        1..N count alike, P(n) being the probability that n positions are masked. The expectation
-        over corruptions is then that of ``(N / n) sum over masked of log p`` at a uniform n: the
-        mean log-density over all orders of generating the positions one at a time, and by Jensen
-        a lower bound on the log-likelihood of such generation (arXiv 1310.1757, 2110.02037).
+        With ``granularity: sample`` M is 1: ``-N w(n) x`` their mean cross-entropy, in nats. With
+        ``weighting: mean``, w is 1. With ``elbo``, ``w(n) = 1 / (N P(n))`` makes every n in 1..N
+        count alike, P(n) being the probability that n positions are masked. The expectation over
+        corruptions is then that of ``(N / n) sum over masked of log p`` at a uniform n: the mean
+        log-density over all orders of generating the positions one at a time, and by Jensen a lower
+        bound on the log-likelihood of such generation (arXiv 1310.1757, 2110.02037). Where every
+        position is masked with probability t, the sum over the masked ones is divided by t instead.
+
+        With ``granularity: token`` M is N: the log-probability of each masked position, 0
+        elsewhere (UniGRPO, arXiv 2505.15809; diffu-GRPO, 2504.12216). Where the terms make a sum,
+        the factor ``N w(n) / n``, or ``1 / t``, is inside (coupled-GRPO, arXiv 2506.20639): summed
+        over positions they are what ``granularity: sample`` gives.
         """
-        masked = corruption["masked"]
+        masked, config = corruption["masked"], self.config.bound
         matching = self.matching(final, cond, corruption)
-        error = matching.error(matching.prediction)
-        weight = log_level_weight(masked.sum(-1), masked.shape[-1], self.config.bound).exp()
-        return Scored(log_probs=-(masked.shape[-1] * weight.to(error.dtype) * error).unsqueeze(1))
+        importance = self._importance(corruption)
+        if config.granularity == "sample":
+            error = matching.error(matching.prediction)
+            scale = (masked.sum(-1) * importance).to(error.dtype)
+            return Scored(log_probs=-(scale * error).unsqueeze(1))
+        log_probs = matching.prediction.log_softmax(-1)
+        terms = code_log_probs(log_probs, final["tokens"]).masked_fill(~masked, 0.0)
+        if config.combine or config.weighting == "elbo" or "ratio" in corruption:
+            terms = importance.to(terms.dtype).unsqueeze(1) * terms
+        return Scored(log_probs=terms)
+
+    def _importance(self, corruption: Tensors) -> Tensor:
+        """What the sum over the masked positions is multiplied with: ``[R]`` float64."""
+        if "ratio" in corruption:
+            return 1 / corruption["ratio"]
+        counts, total = corruption["masked"].sum(-1), corruption["masked"].shape[-1]
+        return total / counts * log_level_weight(counts, total, self.config.bound).exp()
 
 
 def guided_logits(
@@ -118,34 +186,29 @@ def guided_logits(
     The one place where guidance happens, in the rollout, its density and evaluation alike. At 1 it
     is off and costs nothing.
     """
+    return guided_outputs(policy, canvas, cond, guidance_scale)[0]
+
+
+def guided_outputs(
+    policy: MaskedPolicy, canvas: Tensor, cond: Tensors, guidance_scale: float = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    """``guided_logits``; and the values of the prompted side, ``[R]``, where predicted."""
     if guidance_scale == 1:
-        return _at_least_float32(policy.logits(canvas, cond))
+        return _outputs(policy, canvas, cond)
     uncond = policy.unconditional(cond)
     both = {name: torch.cat([tensor, uncond[name]]) for name, tensor in cond.items()}
-    logits = _at_least_float32(policy.logits(torch.cat([canvas, canvas]), both))
+    logits, values = _outputs(policy, torch.cat([canvas, canvas]), both)
     with_prompt, without = logits.chunk(2)
-    return without + guidance_scale * (with_prompt - without)
+    guided = without + guidance_scale * (with_prompt - without)
+    return guided, None if values is None else values.chunk(2)[0]
 
 
-def log_level_weight(counts: Tensor, num_tokens: int, bound: BoundConfig) -> Tensor:
-    """``log w(n)``: 0 for ``mean``, ``-log(N P(n))`` for ``elbo``; float64, shaped as ``counts``.
-
-    Under uniform masking P(n) is 1/N. Under cosine masking it is the share of u that ends at n,
-    ``2/pi (arccos((n - 1) / N) - arccos(n / N))``, and w is at most pi/2.
-    """
-    if bound.weighting == "mean" or bound.masking == "uniform":
-        return torch.zeros(counts.shape, dtype=torch.float64, device=counts.device)
-    upper = counts.double() / num_tokens
-    share = (upper - 1 / num_tokens).acos() - upper.acos()
-    return -(num_tokens * 2 / math.pi * share).log()
+def _outputs(policy: MaskedPolicy, canvas: Tensor, cond: Tensors) -> tuple[Tensor, Tensor | None]:
+    if not policy.predicts_value:
+        return _at_least_float32(policy.logits(canvas, cond)), None
+    logits, values = policy.logits_and_values(canvas, cond)
+    return _at_least_float32(logits), _at_least_float32(values)
 
 
-def _levels(uniform: Tensor, num_tokens: int, bound: BoundConfig) -> Tensor:
-    """How many positions are masked, 1 .. N, from uniform numbers on [0, 1)."""
-    if bound.masking == "uniform":
-        return (uniform * num_tokens).floor().long().clamp(0, num_tokens - 1) + 1
-    return ((uniform * math.pi / 2).cos() * num_tokens).ceil().long().clamp(1, num_tokens)
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+def _at_least_float32(found: Tensor) -> Tensor:
+    return found if found.dtype == torch.float64 else found.float()

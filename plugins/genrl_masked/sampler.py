@@ -1,4 +1,4 @@
-"""The confidence sampler: MaskGIT's unmasking as a Markov chain whose steps have densities.
+"""Unmasking as a Markov chain, and the confidence sampler: MaskGIT with a density for every step.
 
 Mask-GRPO (arXiv 2510.13418) lives here. A rollout is recorded as a commit map: the finished tokens
 and the step at which each was released. The canvas of step k is the tokens released before k and
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from genrl_core import MarkovSampler, Streams, Tensors, Transition
 from genrl_masked import transitions
-from genrl_masked.policy import MaskedPolicy, guided_logits
+from genrl_masked.policy import MaskedPolicy, guided_outputs
 from genrl_masked.schedule import gumbel_temperatures, released_counts
 
 if TYPE_CHECKING:
-    from genrl_masked import ConfidenceConfig
+    from genrl_masked import ConfidenceConfig, UnmaskingConfig
 
 
 class ConfidenceTransition(Transition):
@@ -40,11 +40,13 @@ class ConfidenceTransition(Transition):
         num_terms: M.
         released: ``[R, N]`` bool, the positions released by the step that is scored; None when
             drawing. Entropy and KL per token are those of these positions.
+        values: ``[R]`` the expected reward of each canvas, where the policy predicts it.
     """
 
     def __init__(
         self, log_probs: Tensor, masked: Tensor, counts: Tensor, noise_scale: Tensor,
         config: "ConfidenceConfig", num_terms: int, released: Tensor | None = None,
+        values: Tensor | None = None,
     ):  # fmt: skip
         self.log_probs = log_probs
         self.masked = masked
@@ -53,6 +55,7 @@ class ConfidenceTransition(Transition):
         self.config = config
         self.num_terms = num_terms
         self.released = released
+        self.values = values
 
     def sample(self, streams: Streams) -> Tensors:
         codes = transitions.draw_codes(self.log_probs, streams.uniform(self.masked.shape[1]))
@@ -77,7 +80,8 @@ class ConfidenceTransition(Transition):
     def log_prob(self, action: Tensors) -> Tensor:
         codes, released = action["codes"], action["released"]
         if self.config.granularity == "token":
-            return self._per_token(transitions.code_log_probs(self.log_probs, codes), released)
+            found = transitions.code_log_probs(self.log_probs, codes)
+            return transitions.per_token(found, released, self.num_terms)
         if self.config.transition == "p2":
             found = transitions.p2(self.log_probs, codes, released)
         elif self.config.transition == "ar":
@@ -90,7 +94,8 @@ class ConfidenceTransition(Transition):
     def events(self, action: Tensors) -> Tensor:
         """The tokens that a term credits: released ones, or with ``ar`` all that were drawn."""
         if self.config.granularity == "token":
-            return self._per_token(torch.ones_like(action["codes"]), action["released"])
+            ones = torch.ones_like(action["codes"])
+            return transitions.per_token(ones, action["released"], self.num_terms)
         counted = self.masked if self.config.transition == "ar" else action["released"]
         return self._per_step(counted.sum(-1))
 
@@ -103,11 +108,17 @@ class ConfidenceTransition(Transition):
         """Entropy of everything drawn (``ar``), or of every released token's categorical."""
         return self._closed_form(transitions.entropies(self.log_probs))
 
+    def value(self) -> Tensor:
+        """The expected reward of the canvas, the same in every term of the step."""
+        if self.values is None:
+            return super().value()
+        return self.values.unsqueeze(1).expand(-1, self.num_terms)
+
     def _closed_form(self, per_position: Tensor) -> Tensor:
         if self.config.transition == "ar":
             return self._per_step(per_position.masked_fill(~self.masked, 0.0).sum(-1))
         if self.config.granularity == "token" and self.released is not None:
-            return self._per_token(per_position, self.released)
+            return transitions.per_token(per_position, self.released, self.num_terms)
         raise NotImplementedError(
             f"a step under {self.config.transition} has no closed-form KL or entropy: choose "
             "transition: ar, or p2 with granularity: token"
@@ -117,56 +128,35 @@ class ConfidenceTransition(Transition):
         """A number per row as one term; 0 where the step releases nothing and has no term."""
         return found.masked_fill(self.counts == 0, 0).unsqueeze(1)
 
-    def _per_token(self, values: Tensor, released: Tensor) -> Tensor:
-        """The values of the released positions, first position first, padded with 0: ``[R, M]``."""
-        first = released.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-        first = first[:, : self.num_terms]
-        return values.gather(-1, first).masked_fill(~released.gather(-1, first), 0)
 
+class UnmaskingSampler(MarkovSampler[MaskedPolicy]):
+    """The chain that every unmasking has in common, recorded as a commit map.
 
-class ConfidenceSampler(MarkovSampler[MaskedPolicy]):
-    """Draws by confidence; scores by the transition of ``config``.
-
-    The trace holds ``tokens`` ``[B, N]`` (the finished sample), ``commit_step`` ``[B, N]`` (the
-    step that released each position; K for one that was left over), and beyond what p2 needs:
-    ``codes`` ``[B, K, N]`` int32 for ar, p1 and p1_plain, ``thresholds`` ``[B, K, N]`` for the
-    latter two.
+    An action holds ``codes`` ``[R, N]`` int64 and ``released`` ``[R, N]`` bool. The trace holds
+    ``tokens`` ``[B, N]`` (the finished sample) and ``commit_step`` ``[B, N]`` (the step that
+    released each position; K for one that was left over). A subclass gives ``transition``.
     """
 
-    def __init__(self, config: "ConfidenceConfig"):
+    def __init__(self, config: "UnmaskingConfig"):
         self.config = config
         self.num_steps = config.num_inference_steps
-
-    def counts(self, num_tokens: int) -> tuple[int, ...]:
-        """How many positions each step releases: K numbers."""
-        config = self.config
-        return released_counts(
-            num_tokens, self.num_steps, config.schedule, config.final_step, config.power
-        )
 
     def start(self, policy: MaskedPolicy, cond: Tensors, streams: Streams) -> Tensors:  # noqa: ARG002
         shape = (len(streams), policy.num_tokens)
         tokens = torch.zeros(shape, dtype=torch.int64, device=streams.device)
         return {"tokens": tokens, "masked": torch.ones_like(tokens, dtype=torch.bool)}
 
-    def transition(
-        self, policy: MaskedPolicy, state: Tensors, k: Tensor, cond: Tensors
-    ) -> ConfidenceTransition:
-        config, masked = self.config, state["masked"]
-        canvas = state["tokens"].masked_fill(masked, policy.mask_code)
-        logits = guided_logits(policy, canvas, cond, config.guidance_scale)
-        log_probs = (logits / config.temperature).log_softmax(-1)
-        counts = self.counts(policy.num_tokens)
-        taus = gumbel_temperatures(config.gumbel_temperature, self.num_steps, config.gumbel_decay)
-        noise_scale = torch.tensor(taus, dtype=logits.dtype, device=k.device)[k]
-        return ConfidenceTransition(
-            log_probs, masked,
-            counts=torch.tensor(counts, device=k.device)[k],
-            noise_scale=noise_scale,
-            config=config,
-            num_terms=max(counts) if config.granularity == "token" else 1,
-            released=state.get("released"),
-        )  # fmt: skip
+    def categoricals(
+        self, policy: MaskedPolicy, state: Tensors, cond: Tensors
+    ) -> tuple[Tensor, Tensor | None]:
+        """The log-probabilities that codes are drawn from, guided and tempered: ``[R, N, V]``.
+
+        Beside them the value of every canvas, ``[R]``, where the policy predicts it.
+        """
+        config = self.config
+        canvas = state["tokens"].masked_fill(state["masked"], policy.mask_code)
+        logits, values = guided_outputs(policy, canvas, cond, config.guidance_scale)
+        return (logits / config.temperature).log_softmax(-1), values
 
     def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:
         """Released codes are written. The last step also writes the code of a position left over.
@@ -187,15 +177,10 @@ class ConfidenceSampler(MarkovSampler[MaskedPolicy]):
         released = torch.stack([action["released"] for action in actions], 1)
         never = torch.full_like(released[:, 0], self.num_steps, dtype=torch.int64)
         first = released.to(torch.int8).argmax(1)
-        trace = {
+        return {
             "tokens": states[-1]["tokens"],
             "commit_step": torch.where(released.any(1), first, never),
         }
-        if self.config.transition != "p2":
-            trace["codes"] = torch.stack([action["codes"] for action in actions], 1).int()
-        if "thresholds" in actions[0]:
-            trace["thresholds"] = torch.stack([action["thresholds"] for action in actions], 1)
-        return trace
 
     def restore(self, trace: Tensors, k: Tensor, b: Tensor) -> tuple[Tensors, Tensors]:
         """The rollout's state before step k, with the ``released`` set of the step beside it."""
@@ -204,8 +189,57 @@ class ConfidenceSampler(MarkovSampler[MaskedPolicy]):
         state = {
             "tokens": tokens.masked_fill(masked, 0), "masked": masked, "released": released,
         }  # fmt: skip
-        codes = trace["codes"][b, k].long() if "codes" in trace else tokens
-        action = {"codes": codes, "released": released}
+        return state, {"codes": tokens, "released": released}
+
+
+class ConfidenceSampler(UnmaskingSampler):
+    """Draws by confidence; scores by the transition of ``config``.
+
+    Beyond what p2 needs, the trace holds ``codes`` ``[B, K, N]`` int32 for ar, p1 and p1_plain,
+    and ``thresholds`` ``[B, K, N]`` for the latter two.
+    """
+
+    def __init__(self, config: "ConfidenceConfig"):
+        super().__init__(config)
+        self.config: ConfidenceConfig = config
+
+    def counts(self, num_tokens: int) -> tuple[int, ...]:
+        """How many positions each step releases: K numbers."""
+        config = self.config
+        return released_counts(
+            num_tokens, self.num_steps, config.schedule, config.final_step, config.power
+        )
+
+    def transition(
+        self, policy: MaskedPolicy, state: Tensors, k: Tensor, cond: Tensors
+    ) -> ConfidenceTransition:
+        config = self.config
+        log_probs, values = self.categoricals(policy, state, cond)
+        counts = self.counts(policy.num_tokens)
+        taus = gumbel_temperatures(config.gumbel_temperature, self.num_steps, config.gumbel_decay)
+        noise_scale = torch.tensor(taus, dtype=log_probs.dtype, device=k.device)[k]
+        return ConfidenceTransition(
+            log_probs, state["masked"],
+            counts=torch.tensor(counts, device=k.device)[k],
+            noise_scale=noise_scale,
+            config=config,
+            num_terms=max(counts) if config.granularity == "token" else 1,
+            released=state.get("released"),
+            values=values,
+        )  # fmt: skip
+
+    def pack(self, states: list[Tensors], actions: list[Tensors]) -> Tensors:
+        trace = super().pack(states, actions)
+        if self.config.transition != "p2":
+            trace["codes"] = torch.stack([action["codes"] for action in actions], 1).int()
+        if "thresholds" in actions[0]:
+            trace["thresholds"] = torch.stack([action["thresholds"] for action in actions], 1)
+        return trace
+
+    def restore(self, trace: Tensors, k: Tensor, b: Tensor) -> tuple[Tensors, Tensors]:
+        state, action = super().restore(trace, k, b)
+        if "codes" in trace:
+            action["codes"] = trace["codes"][b, k].long()
         if "thresholds" in trace:
             action["thresholds"] = trace["thresholds"][b, k]
         return state, action

@@ -2,6 +2,7 @@
 
 import math
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -65,6 +66,24 @@ def released_counts(
     if final_step == "release_all":
         counts[-1] += 1
     return tuple(counts)
+
+
+@lru_cache(maxsize=256)
+def release_chances(
+    num_steps: int, schedule: Schedule = "cosine", power: float | None = None
+) -> tuple[float, ...]:
+    """The probability that a position still masked is released, at every step.
+
+    ``1 - f((k + 1) / K) / f(k / K)`` with the masked fraction f (arXiv 2510.02880), so that after
+    step k a position is masked with probability ``f((k + 1) / K)``; 1 at the last step.
+
+    Raises:
+        ValueError: fewer than one step.
+    """
+    if num_steps < 1:
+        raise ValueError(f"no schedule in {num_steps} steps")
+    left = [masked_fraction(step / num_steps, schedule, power) for step in range(num_steps)]
+    return (*(1 - after / before for before, after in pairwise(left)), 1.0)
 
 
 @lru_cache(maxsize=256)

@@ -145,6 +145,17 @@ def divergences(log_probs: Tensor, other: Tensor) -> Tensor:
     return (log_probs.exp() * difference).sum(-1)
 
 
+def per_token(values: Tensor, released: Tensor, num_terms: int) -> Tensor:
+    """The values of the released positions, first position first: ``[R, num_terms]``, 0 beyond.
+
+    Args:
+        values: ``[R, N]``.
+        released: ``[R, N]`` bool, at most ``num_terms`` per row.
+    """
+    first = released.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :num_terms]
+    return values.gather(-1, first).masked_fill(~released.gather(-1, first), 0)
+
+
 def _least(keys: Tensor, released: Tensor) -> Tensor:
     return keys.masked_fill(~released, torch.inf).amin(-1, keepdim=True)
 

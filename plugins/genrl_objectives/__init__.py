@@ -15,6 +15,7 @@ from genrl_objectives.configs import (
     SftConfig,
     Wd1Config,
 )
+from genrl_objectives.differentiable import RewardGradientConfig
 from genrl_objectives.presets import (
     AwmConfig,
     BnpoConfig,
@@ -54,6 +55,7 @@ OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "best_of_n": BestOfNConfig,
     "wd1": Wd1Config,
     "nft": NftConfig,
+    "reward_gradient": RewardGradientConfig,
     "sft": SftConfig,
     "kl": KlConfig,
     "entropy": EntropyConfig,
@@ -64,8 +66,8 @@ __all__ = [
     "OBJECTIVES", "AwmConfig", "BestOfNConfig", "BnpoConfig", "CispoConfig", "DapoConfig",
     "DgpoConfig", "DpoConfig", "DrGrpoConfig", "EntropyConfig", "FlowDppoConfig", "GmpoConfig",
     "GrpoConfig", "GrpoGuardConfig", "GspoConfig", "KlConfig", "NftConfig", "PpoConfig",
-    "ReinforceConfig", "ReinforcePpConfig", "RlooConfig", "RwrConfig", "SapoConfig", "SftConfig",
-    "Wd1Config",
+    "ReinforceConfig", "ReinforcePpConfig", "RewardGradientConfig", "RlooConfig", "RwrConfig",
+    "SapoConfig", "SftConfig", "Wd1Config",
 ]  # fmt: skip
 
 

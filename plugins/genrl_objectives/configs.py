@@ -205,6 +205,11 @@ class NftConfig(ObjectiveConfig):
         description="the weights that are mixed in: the lagging ones, which then also draw "
         "(weights.old), or the fixed reference, with samples of the current ones",
     )
+    pull: Annotated[float, Field(ge=0)] = Field(
+        1e-4,
+        description="factor of the mean squared distance to the reference's prediction (of about "
+        "their KL in nats for logits); 0 leaves it and the reference out",
+    )
     normalize: bool = Field(
         False, description="divide every error by its own root, held constant (for squared errors)"
     )
@@ -212,6 +217,9 @@ class NftConfig(ObjectiveConfig):
 
     def view_wanted(self) -> Literal["matching"]:
         return "matching"
+
+    def draws_with(self) -> Literal["current", "old"]:
+        return "old" if self.partner == "old" else "current"
 
     def build(self) -> "Objective":
         from genrl_objectives.matching import Nft
@@ -223,6 +231,7 @@ class PpoConfig(ObjectiveConfig):
     """PPO with a value of every step: clipped ratios, generalised advantages, clipped values."""
 
     paper = "arXiv 1707.06347"
+    on_policy_gradient = True
     advantage_defaults: ClassVar[dict[str, Any]] = {"baseline": "none", "scale": "none"}
     epsilon: Clip = Field(description=EPSILON, json_schema_extra={"propose": 0.1})
     epsilon_high: Clip | None = Field(

@@ -22,7 +22,15 @@ class Nft(Objective):
     of log-probabilities. The paper draws samples with the lagging weights ``old``, which are the
     partner; with ``partner: reference`` the current weights draw, and the mixture is with weights
     that never move. ``normalize`` divides by ``sqrt(sg(e))``, where the paper takes the mean
-    absolute error of the clean sample. The paper's weak pull to the reference is left out.
+    absolute error of the clean sample.
+
+    ``pull`` adds ``pull x`` the gap to the reference ``r``, unweighted by the advantage:
+
+        ``gap = 2 e(v) + 2 e(r) - 4 e((v + r) / 2)``.
+
+    The target cancels. For a squared error it is the paper's ``mean (v - r)^2``. For the
+    cross-entropy of logits it is ``-4 log sum sqrt(p_v p_r)``, four times the Bhattacharyya
+    distance of the two distributions: never negative, and their KL to second order.
     """
 
     view = "matching"
@@ -34,13 +42,20 @@ class Nft(Objective):
             {"current": beta, other: 1 - beta},
             {"current": -beta, other: 1 + beta},
         )
+        if config.pull:
+            between = {"current": 0.5, "reference": 0.5}
+            self.mixtures += ({"current": 1.0}, {"reference": 1.0}, between)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         config, limit = self._config, self._config.advantage_clip
-        near, far = batch.errors
+        near, far, *rest = batch.errors
         chance = 0.5 + batch.advantage.clamp(-limit, limit) / (2 * limit)
         metrics = {"error": near, "error_far": far}
         if config.normalize:
             near, far = (e / e.detach().clamp(min=1e-10).sqrt() for e in (near, far))
         entries = limit / config.beta * (chance * near + (1 - chance) * far)
+        if rest:
+            current, reference, between = rest
+            gap = 2 * current + 2 * reference - 4 * between
+            entries, metrics["pull"] = entries + config.pull * gap, gap
         return batch.reduce(entries, config.reduce), metrics

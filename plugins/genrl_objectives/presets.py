@@ -34,6 +34,7 @@ EPSILON = (
 class PolicyGradientConfig(ObjectiveConfig):
     """What the policy-gradient presets share."""
 
+    on_policy_gradient: ClassVar[bool] = True
     view: Literal["steps", "bound"] = Field(
         "steps", description="steps: the sampled trajectory; bound: the finished sample"
     )
@@ -278,7 +279,7 @@ class _WithOldConfig(RatioConfig):
         return frozenset({"old", "kl_old"})
 
     def divergence(self, batch: "Batch") -> "Tensor":
-        """KL to the weights that drew the sample, per event where the ratio is: ``[T, B]``."""
+        """KL(old || current) of every step, per event where the ratio is: ``[T, B]``."""
         kl = batch.need("kl_old")
         return kl / batch.events.clamp(min=1) if self.over == "mean" else kl
 
@@ -286,25 +287,34 @@ class _WithOldConfig(RatioConfig):
 class GrpoGuardConfig(_WithOldConfig, GrpoConfig):
     """GRPO-Guard: ratios re-centred and rescaled, so that one clip range fits every step.
 
-    ``r = exp(scale (d + KL))``, scale being the sampler's (a diffusion step's noise level, or 1).
-    The paper's loss weight ``1 / |dt|`` is left out. Its KL(old || new) is taken as KL(new || old):
-    the same for Gaussians of one variance, and to second order for every other step.
+    ``r = exp(scale (d + KL(old || current)))``, scale being the sampler's (a diffusion step's noise
+    level, or 1). The loss of a step is weighted by ``1 / |dt|``, the inverse of the share of the
+    process's time that it covers (1 for samplers without a clock); denominators count terms, so
+    that the weights are not normalised, as in the paper's code: of K even steps each weighs K.
     """
 
     paper = "arXiv 2510.22319"
     advantage_defaults: ClassVar[dict[str, Any]] = {"scale": "batch_std", "clip": 5.0}
+    weight_by_duration: bool = Field(
+        default=True,
+        description="weigh the loss of a step by 1 / |dt|, dt the share of the process's time, 0 "
+        "to 1, that it covers; the weights are not normalised",
+    )
 
     def surrogate(self, batch: "Batch", log_ratio: "Tensor") -> "tuple[Tensor, Tensor]":
         from genrl_core.functional import recentred
 
-        return super().surrogate(batch, recentred(log_ratio, self.divergence(batch), batch.scale))
+        centred = recentred(log_ratio, self.divergence(batch), batch.scale)
+        loss, held = super().surrogate(batch, centred)
+        if self.weight_by_duration:  # what stands outside the mask may be 0
+            loss = loss / batch.need("duration").masked_fill(~batch.mask, 1.0)
+        return loss, held
 
 
 class FlowDppoConfig(_WithOldConfig):
     """Flow-DPPO: no clip; a term that left the trust region may not move further away.
 
-    ``-A r`` where ``KL < threshold`` or the gradient leads back. The paper's KL(old || new) is
-    taken as KL(new || old): the same for Gaussians of one variance.
+    ``-A r`` where ``KL(old || current) < threshold`` or the gradient leads back.
     """
 
     paper = "arXiv 2606.11025"

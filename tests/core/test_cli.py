@@ -5,12 +5,16 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from genrl_core import __version__
 from genrl_core.cli import main
+from genrl_core.outline import outlines
+from genrl_core.plugins import Registry
+from genrl_core.recipe import load_recipe
 
 POCKET = Path(__file__).parent / "pocket_plugin.py"
 
@@ -246,6 +250,72 @@ def test_every_recipe_passes_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert genrl("check", *names) == 0, capsys.readouterr().err
 
 
+def test_every_recipe_says_what_it_combines(capsys: pytest.CaptureFixture[str]) -> None:
+    """The quick listing says what reading the whole recipe says."""
+    assert genrl("ls", "recipes", "--json") == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    for name, row in rows.items():
+        recipe = load_recipe(name)
+        assert recipe.policy is not None
+        assert row["paradigm"] == recipe.policy.paradigm, name
+        names = [recipe.registry.name_of(config) for config in recipe.objective.values()]
+        assert row["objectives"] == names, name
+        assert row["paper"] or not any(config.paper for config in recipe.objective.values()), name
+        assert not row["problem"]
+    assert rows["digits/flow_grpo"]["paper"] == "arXiv 2505.05470"  # its own comment
+    assert rows["digits/mask_grpo_kl"]["paper"] == "arXiv 2510.13418"  # its parent's
+    assert rows["digits/masked"]["paper"] == "arXiv 2402.03300"  # its objective's
+    assert genrl("ls", "recipes") == 0
+    line = r"^  digits/flow_grpo +diffusion +grpo +arXiv 2505\.05470 +Flow-GRPO"
+    assert re.search(line, capsys.readouterr().out, re.MULTILINE)
+
+
+OUTLINED = {
+    "base": "# Of arXiv 2501.00001.\n" + BASE,
+    "child": "extends: base.yaml\nobjective: {clip: {epsilon: 0.1}, more: {use: clip}}\n",
+    "other": "# Plain.\nextends: base.yaml\nobjective: {clip: null, new: {use: clip}}\n",
+    "named": "extends: base.yaml\nobjective: {clip: {use: nothing}}\nrun: {name: null}\n",
+    "none": "extends: base.yaml\nobjective: null\npolicy: null\n",
+    "loop": "extends: pool.yaml\n",
+    "pool": "extends: loop.yaml\n",
+    "orphan": "extends: nowhere.yaml\n",
+    "torn": "policy: {use: [\n",
+    "list": "- policy\n",
+}
+
+
+def test_the_outline_follows_parents_and_survives_broken_files(tmp_path: Path) -> None:
+    for name, text in OUTLINED.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    registry = Registry.discover([POCKET])
+    registry.recipe_folders.append((tmp_path, registry.plugins[0]))
+    found = {one.name: one for one in outlines(registry) if one.name in OUTLINED}
+    said = {name: (one.paradigm, one.objectives, one.paper) for name, one in found.items()}
+    number = "arXiv 2501.00001"
+    assert said["base"] == ("coin", ("clip",), number)
+    assert said["child"] == ("coin", ("clip", "clip"), number)
+    assert said["other"] == ("coin", ("clip",), number)
+    assert said["named"] == ("coin", ("nothing",), "")
+    assert said["none"] == ("coin", (), "")
+    problems = {name: one.problem for name, one in found.items() if one.problem}
+    assert problems.keys() == {"loop", "pool", "orphan", "torn", "list"}
+    assert "leads back to itself" in problems["loop"] and "leads back" in problems["pool"]
+    assert "there is no file" in problems["orphan"]
+    assert "torn.yaml:" in problems["torn"]
+    assert "should be a mapping of sections" in problems["list"]
+
+
+def test_sixty_recipes_are_listed_in_a_moment(tmp_path: Path) -> None:
+    for number in range(60):
+        parent = f"extends: r{number - 1}.yaml\n" if number % 6 else BASE
+        (tmp_path / f"r{number}.yaml").write_text(parent + "evaluate: {every: 5}\n")
+    registry = Registry.discover([POCKET])
+    registry.recipe_folders.append((tmp_path, registry.plugins[0]))
+    before = time.process_time()
+    assert len(outlines(registry)) >= 60
+    assert time.process_time() - before < 0.3
+
+
 def test_plugins_lists_what_each_registers(capsys: pytest.CaptureFixture[str]) -> None:
     assert genrl("plugins") == 0
     out = capsys.readouterr().out
@@ -303,7 +373,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["ls"], ["show", "digits/mask_grpo"], ["show", "grpo"],
+    [["--help"], ["ls"], ["ls", "recipes"], ["show", "digits/mask_grpo"], ["show", "grpo"],
      ["check", "digits/mask_grpo"]],
     ids=" ".join,
 )  # fmt: skip

@@ -19,7 +19,7 @@ from genrl_core.testing import (
 )
 from genrl_core.toys import DEVIATION, STEPS
 from genrl_core.weights import Slots
-from genrl_objectives import GrpoConfig, KlConfig, ReinforceConfig, SftConfig
+from genrl_objectives import GrpoConfig, KlConfig, NftConfig, ReinforceConfig, SftConfig
 
 NAMES = ["sequence", "canvas", "gaussian"]
 Toy = tuple[Policy, Sampler]
@@ -170,9 +170,11 @@ def test_sft_is_the_likelihood_gradient() -> None:
     policy, sampler = toys()[0]
     assert isinstance(policy, ToySequence)
     objective = SftConfig().build()
-    found = expected_update(policy, sampler, {"sft": (1.0, objective)}, advantage=NO_BASELINE)[
-        "table"
-    ]
+    trajectory, chance = every_trajectory(policy)
+    found = expected_update(
+        policy, sampler, {"sft": (1.0, objective)}, advantage=NO_BASELINE,
+        drawn=(trajectory, torch.full_like(chance, 1 / 9)),
+    )["table"]  # fmt: skip
     log_p = policy.network.table.log_softmax(-1)
     joint = log_p[0].unsqueeze(1) + log_p[1:]
     (exact,) = torch.autograd.grad(-joint.mean(), policy.network.table)
@@ -186,3 +188,34 @@ def test_log_ratio_levels() -> None:
     assert log_ratio(new, old, events, mask, over="mean").tolist() == [[0.5, 0.5], [1.5, 0]]
     assert log_ratio(new, old, events, mask, "sequence").tolist() == [[4, 2], [4, 2]]
     assert log_ratio(new, old, events, mask, "sequence", "mean").tolist() == [[1, 0.5], [1, 0.5]]
+
+
+def test_the_bound_view_is_weighted_by_probability() -> None:
+    """Where the bound is the likelihood, REINFORCE on it is the gradient of the expected reward."""
+    policy, sampler = toys()[0]
+    objective = ReinforceConfig(view="bound").build()
+    found = expected_update(policy, sampler, {"it": (1.0, objective)}, advantage=NO_BASELINE)
+    exact = exact_gradient(policy, sampler)
+    torch.testing.assert_close(found["table"], -exact, rtol=0, atol=1e-10)
+
+
+def test_the_matching_view_is_weighted_by_probability() -> None:
+    """An expectation over four samples, against the four updates that see one of them alone."""
+    policy, sampler = toys()[1]
+    trajectory = every_trajectory(policy)[0].select(torch.tensor([0, 9, 20, 47]))
+    slots = Slots(policy)
+    slots.freeze("reference")
+    objective = NftConfig(partner="reference").build()
+
+    def update(chance: list[float]) -> Tensor:
+        drawn = (trajectory, torch.tensor(chance, dtype=torch.float64))
+        return expected_update(
+            policy, sampler, {"it": (1.0, objective)}, advantage=NO_BASELINE, slots=slots,
+            drawn=drawn,
+        )["table"]  # fmt: skip
+
+    chance = [0.4, 0.3, 0.2, 0.1]
+    alone = [update([float(i == j) for j in range(4)]) for i in range(4)]
+    exact = torch.stack([p * one for p, one in zip(chance, alone, strict=True)]).sum(0)
+    assert (exact - torch.stack(alone).mean(0)).abs().max() > 1e-2
+    torch.testing.assert_close(update(chance), exact, rtol=0, atol=1e-12)

@@ -377,13 +377,22 @@ def test_two_processes_equal_one(toy_recipe: Make, tmp_path: Path) -> None:
         )
         for name in TOYS
     }  # fmt: skip
+    recipes["reward_view"] = toy_recipe(
+        "toy_gaussian", "train.num_updates=2", "train.num_minibatches=2",
+        "filter={min_spread: 0.2, then: resample}", "train.rows_per_forward=7",
+        objective={"reward_gradient": {"steps": 2, "random_steps": True}, "kl": {"weight": 0.1}},
+    )  # fmt: skip
+    recipes["running"] = toy_recipe(
+        "toy_canvas", "advantage={baseline: prompt_mean, scale: prompt_std, min_count: 2}",
+        "train.num_generations=1", "train.num_prompts=5", "train.iterations=4",
+    )  # fmt: skip
     for name, recipe in recipes.items():
         (tmp_path / f"{name}.yaml").write_text(recipe.to_yaml())
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", "2", str(script)]
-    command += [str(tmp_path / f"{name}.yaml") for name in TOYS]
+    command += [str(tmp_path / f"{name}.yaml") for name in recipes]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=180)
     for name, recipe in recipes.items():
         trainer = Trainer(recipe)

@@ -1,11 +1,13 @@
 """Weight slots: who trains after every switch, LoRA, the average and the lagging weights."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from genrl_core import checkpoint
 from genrl_core.config import LoraConfig
@@ -21,13 +23,16 @@ Make = Callable[..., Recipe]
 
 
 class Layers(nn.Module):
-    """A network with linear layers over the toy's canvas."""
+    """A network with linear layers over the toy's canvas; ``kinds`` are those of its layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *kinds: str) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.first = nn.Linear(27, 8, dtype=torch.float64)
-        self.last = nn.Linear(8, 6, dtype=torch.float64)
+        self.first, self.last = (
+            nn.Linear(*size) if kind == "Linear" else Conv1D(size[1], size[0])
+            for kind, size in zip(kinds, ((27, 8), (8, 6)), strict=True)
+        )
+        self.double()
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.normal_(0.0, 0.5, generator=generator)
@@ -40,10 +45,24 @@ class Layers(nn.Module):
 
 class Layered(ToyCanvas):
     lora_targets = ("first", "last")
+    kinds = ("Linear", "Linear")
 
     def __init__(self) -> None:
         with torch.random.fork_rng(devices=[]):
-            self.network = Layers()
+            self.network = Layers(*self.kinds)
+
+
+class Transposed(Layered):
+    """GPT-2's way: weights ``[in, out]``."""
+
+    kinds = ("Conv1D", "Conv1D")
+
+
+class Mixed(Layered):
+    kinds = ("Linear", "Conv1D")
+
+
+KINDS = pytest.mark.parametrize("kind", [Layered, Transposed, Mixed])
 
 
 LORA = LoraConfig(rank=2)
@@ -53,8 +72,9 @@ def trained(policy: ToyCanvas) -> set[str]:
     return {name for name, p in policy.network.named_parameters() if p.requires_grad}
 
 
-def test_only_the_current_adapter_trains_after_every_switch() -> None:
-    policy = Layered()
+@KINDS
+def test_only_the_current_adapter_trains_after_every_switch(kind: type[Layered]) -> None:
+    policy = kind()
     slots = Slots(policy, LORA)
     wanted = set(slots.trainable)
     assert wanted
@@ -69,8 +89,9 @@ def test_only_the_current_adapter_trains_after_every_switch() -> None:
         assert trained(policy) == wanted
 
 
-def test_adapters_answer_for_their_slot() -> None:
-    policy, plain = Layered(), Layered()
+@KINDS
+def test_adapters_answer_for_their_slot(kind: type[Layered]) -> None:
+    policy, plain = kind(), kind()
     slots = Slots(policy, LORA)
     slots.freeze("reference")
     slots.freeze("old")
@@ -88,6 +109,28 @@ def test_adapters_answer_for_their_slot() -> None:
     slots.advance("old", 0.0)
     with slots.active("old") as other:
         torch.testing.assert_close(other.network(state), moved)
+
+
+@KINDS
+def test_an_adapter_is_its_product_added_to_the_weight(kind: type[Layered]) -> None:
+    """By hand, and by peft's own merge; without a warning, for the first slot and the second."""
+    policy, plain, state = kind(), kind(), torch.arange(27)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        slots = Slots(policy, LoraConfig(rank=2, alpha=3))
+        slots.freeze("old")
+    with torch.no_grad():
+        for parameter in slots.trainable.values():
+            parameter.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(1))
+        for name, layer in plain.network.named_children():
+            a, b = (slots.trainable[f"{name}.lora_{x}.current.weight"] for x in "AB")
+            added = b @ a * 1.5
+            layer.weight += added.T if isinstance(layer, Conv1D) else added
+    torch.testing.assert_close(policy.network(state), plain.network(state), rtol=0, atol=1e-12)
+    for layer, other in zip(policy.network.children(), plain.network.children(), strict=True):
+        layer.merge(adapter_names=["current"])
+        torch.testing.assert_close(layer.get_base_layer().weight, other.weight, rtol=0, atol=1e-12)
+    torch.testing.assert_close(policy.network(state), plain.network(state), rtol=0, atol=1e-12)
 
 
 def test_adapters_start_from_the_seed_and_leave_the_global_one() -> None:

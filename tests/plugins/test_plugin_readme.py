@@ -112,7 +112,7 @@ def test_the_commands_without_a_package_run(tmp_path: Path) -> None:
 
 ABSENT_HERE = {
     "entropy", "non_finite", "<objective>/<metric>", "margin", "group_weight", "weight_max",
-    "error", "error_far", "value_error",
+    "error", "error_far", "pull", "reward_gap", "value_error",
 }  # fmt: skip
 """Entries that these recipes do not log: they need other objectives, or numbers that break."""
 

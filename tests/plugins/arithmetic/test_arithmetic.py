@@ -11,6 +11,7 @@ from genrl_arithmetic import (
     ArithmeticCorrectConfig,
     ArithmeticDataConfig,
     ArithmeticLmConfig,
+    ArithmeticMaskedConfig,
     task,
 )
 from genrl_autoregressive import TokenConfig
@@ -62,14 +63,14 @@ def test_texts_there_and_back(policy):
     assert cond["prompt_mask"].sum(1).tolist() == [4, 6, 5]
 
 
-def test_building_is_deterministic_and_leaves_the_global_generator_alone(policy):
+@pytest.mark.parametrize("config", [ArithmeticLmConfig(), ArithmeticMaskedConfig()])
+def test_building_is_deterministic_and_leaves_the_global_generator_alone(config):
     state = torch.get_rng_state()
-    other = ArithmeticLmConfig().build()
+    first, second = config.build().network, config.build().network
     assert torch.equal(torch.get_rng_state(), state)
-    for name, tensor in policy.network.state_dict().items():
-        assert torch.equal(tensor, other.network.state_dict()[name]), name
-    with pytest.raises(RecipeError, match="recipe:arithmetic/base"):
-        ArithmeticLmConfig(weights="somewhere").build()
+    assert not any(module.training for module in first.modules())
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
 
 
 def test_conformance(policy):
@@ -77,8 +78,9 @@ def test_conformance(policy):
     check_sampler(policy, sampler, PROMPTS, samples=4, tolerance=1e-5)
 
 
-def test_data_are_right_as_often_as_the_recipe_says(policy):
-    plan = plan_of(PROMPTS, 400)
+@pytest.mark.parametrize("config", [ArithmeticLmConfig(), ArithmeticMaskedConfig()])
+def test_data_are_right_as_often_as_the_recipe_says(config):
+    policy, plan = config.build(), plan_of(PROMPTS, 400)
     cond = policy.encode(plan.sample_prompts())
     rule = ArithmeticCorrectConfig().build()
     for noise, low, high in ((0.0, 1.0, 1.0), (0.3, 0.65, 0.75), (1.0, 0.0, 0.0)):
@@ -91,7 +93,7 @@ def test_data_are_right_as_often_as_the_recipe_says(policy):
             int(t) - task.answer(p) for t, p in zip(given.texts, plan.sample_prompts(), strict=True)
         ]
         assert max(map(abs, gaps)) == (9 if noise else 0)
-    with pytest.raises(RecipeError, match="use it with arithmetic_lm or causal_lm"):
+    with pytest.raises(RecipeError, match="a policy of genrl_arithmetic, or causal_lm"):
         ArithmeticDataConfig().build().rollout(object(), cond, plan)
 
 

@@ -46,11 +46,11 @@ def test_the_hook_registers_the_samplers():
 
 @pytest.mark.parametrize("schema", NOISY)
 def test_densities_are_claimed_where_there_is_noise_and_only_there(schema):
-    assert schema(num_inference_steps=4).provides() == DENSITIES
+    assert schema(num_inference_steps=4).provides() == DENSITIES | {Capability.PREVIEW}
     knob = "eta" if schema is DdimConfig else "noise"
     silent = schema(num_inference_steps=4, **{knob: 0.0})
-    assert silent.provides() == frozenset()
-    assert schema(num_inference_steps=1).provides() == frozenset()
+    assert silent.provides() == {Capability.PREVIEW}
+    assert schema(num_inference_steps=1).provides() == {Capability.PREVIEW}
     for capability in DENSITIES:
         assert silent.lacks(capability) == "a deterministic sampler has no step density"
     assert "does not depend on the weights" in silent.lacks(Capability.ENTROPY)
@@ -59,7 +59,7 @@ def test_densities_are_claimed_where_there_is_noise_and_only_there(schema):
 def test_deterministic_samplers_claim_nothing():
     for schema in (FlowOdeConfig, DiffusersSolverConfig):
         config = schema(num_inference_steps=4)
-        assert config.provides() == frozenset()
+        assert config.provides() == {Capability.PREVIEW}
         assert "no step density" in config.lacks(Capability.STEP_LOGP)
 
 
@@ -70,6 +70,11 @@ def test_what_a_policy_gives():
 
     given = {Capability.BOUND, Capability.MATCHING, Capability.IMAGE}
     assert Config().provides() == given
+
+    class Differentiable(Config):
+        differentiable = True
+
+    assert Differentiable().provides() == given | {Capability.DIFFERENTIABLE}
     with pytest.raises(ValidationError):
         Config(bound={"timesteps": "normal"})
 
@@ -136,5 +141,5 @@ def test_a_new_kernel_is_a_config_with_one_formula(make_policy):
     from genrl_core.testing import check_sampler
 
     config = Root(num_inference_steps=4)
-    assert config.provides() == DENSITIES
+    assert config.provides() == DENSITIES | {Capability.PREVIEW}
     check_sampler(make_policy(), config.build(), [Prompt("1", "one")], tolerance=1e-9)

@@ -197,6 +197,18 @@ def test_a_table_of_levels_is_visited_downwards_to_the_data(make_policy):
         policy.times(5, 3.0)
 
 
+@pytest.mark.parametrize("steps", [1, 7, 10, 100])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_spaced_times_are_those_of_diffusers(make_policy, spacing, steps):
+    from diffusers import DDIMScheduler
+
+    policy = make_policy("epsilon")
+    policy.timestep_spacing = spacing
+    scheduler = DDIMScheduler(num_train_timesteps=100, timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    assert policy.times(steps, 1.0).tolist() == [*scheduler.timesteps.tolist(), -1]
+
+
 def test_without_an_empty_prompt_guidance_is_refused(make_policy):
     policy = make_policy()
     with pytest.raises(GenRLError, match="set guidance_scale: 1"):

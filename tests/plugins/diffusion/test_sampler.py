@@ -57,6 +57,31 @@ def test_every_sampler_scores_what_it_drew(make_policy, name, prediction, varian
         assert found.drift <= (1e-10 if double else 1e-5)
 
 
+MATRIX = list(
+    itertools.product((1.0, 2.5), (1.0, 0.5), ("full", "float16", "bfloat16"), (None, WINDOW))
+)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "epsilon"])
+@pytest.mark.parametrize("name", NOISY)
+def test_drift_is_small_whatever_the_settings(make_policy, make_plan, draw, name, prediction):
+    """Guidance x temperature x storage x window, in float32, rows in another order than drawn."""
+    policy, plan = make_policy(prediction, double=False), make_plan(2, 2)
+    for guidance, temperature, storage, window in MATRIX:
+        config = NOISY[name](
+            num_inference_steps=6, guidance_scale=guidance, temperature=temperature,
+            storage=storage, window=window,
+        )  # fmt: skip
+        found = draw(config, policy, plan)
+        k, b = (index.flip(0) for index in rows_of(found))
+        with torch.no_grad():
+            score = config.build().score(policy, found, k, b, LOG_PROBS, {}).log_probs
+        again = score.flip(0).view(6, 4)
+        mask = found.terms.mask
+        assert int(mask.sum()) == 4 * (5 if window is None else 2)
+        assert (again - found.terms.log_probs)[mask].abs().max() <= 1e-5
+
+
 def test_guidance_is_inside_the_densities(make_policy, make_plan, draw):
     policy, plan = make_policy(), make_plan(3)
     config = FlowSdeConfig(num_inference_steps=3, guidance_scale=2.0)
@@ -144,6 +169,8 @@ def test_terms_of_steps_without_noise_are_masked(make_policy, make_plan, draw):
         assert terms.events[terms.mask].eq(6).all()
         assert terms.scale[terms.mask].gt(0).all()
         assert terms.scale[~terms.mask].eq(1).all()
+        assert terms.duration[terms.mask].eq(0.25).all()
+        assert terms.duration[~terms.mask].eq(1).all()
     # CPS and DDIM end without noise by themselves.
     for config in (CpsConfig, DdimConfig):
         terms = draw(config(num_inference_steps=4, final_step="kernel"), policy, plan).terms
@@ -152,6 +179,21 @@ def test_terms_of_steps_without_noise_are_masked(make_policy, make_plan, draw):
     euler = draw(FlowOdeConfig(num_inference_steps=4), policy, plan)
     assert not silent.terms.mask.any()
     assert torch.equal(silent.final["latents"], euler.final["latents"])
+
+
+def test_durations_are_of_the_noise_level_and_cover_the_whole(make_policy, make_plan, draw):
+    """Of ``sigma / (alpha + sigma)``, which falls from its first value to 0."""
+    policy, plan = make_policy("epsilon"), make_plan(2)
+    terms = draw(FlowSdeConfig(num_inference_steps=5, final_step="kernel"), policy, plan).terms
+    alpha, sigma = policy.alpha_sigma(policy.times(5, 1.0))
+    level = sigma / (alpha + sigma)
+    assert terms.mask.all()
+    torch.testing.assert_close(terms.duration[:, 0], level[:-1] - level[1:])
+    shifted = draw(
+        FlowSdeConfig(num_inference_steps=5, final_step="kernel", shift=3.0), make_policy(), plan
+    )
+    torch.testing.assert_close(shifted.terms.duration.sum(0), torch.ones(2).double())
+    assert (shifted.terms.duration[:-1] < shifted.terms.duration[1:]).all()
 
 
 def test_the_window_is_shared_by_the_group_and_moves_in_its_range(make_policy, make_plan, draw):

@@ -4,22 +4,33 @@ import numpy as np
 import pytest
 import torch
 
-from genrl_core import Capability, Plan, Prompt, RecipeError
+from genrl_core import Capability, Plan, Prompt
 from genrl_core.testing import check_sampler
 from genrl_diffusion import DdimConfig, FlowSdeConfig, WindowConfig
-from genrl_digits import DigitsDataDiffusionConfig, DigitsDiffusionConfig, data
+from genrl_digits import (
+    DigitsDataDiffusionConfig,
+    DigitsDiffusionConfig,
+    DigitsDiffusionVpConfig,
+    data,
+)
 from genrl_digits.words import NUMBER_WORDS
 
+BOTH = [DigitsDiffusionConfig, DigitsDiffusionVpConfig]
 
-@pytest.fixture(scope="module")
-def policy():
-    """With an output that is not zero, as after training."""
-    policy = DigitsDiffusionConfig().build()
-    generator = torch.Generator().manual_seed(1)
+
+def built(config):
+    """A policy whose output is not only what it begins with, as after training."""
+    policy, generator = config().build(), torch.Generator().manual_seed(1)
+    spread = 0.01 if policy.prediction == "epsilon" else 0.1
     with torch.no_grad():
-        policy.network.leave.weight.normal_(0, 0.1, generator=generator)
-        policy.network.skip.weight.normal_(0, 0.1, generator=generator)
+        policy.network.leave.weight.normal_(0, spread, generator=generator)
+        policy.network.skip.weight.normal_(0, spread, generator=generator)
     return policy
+
+
+@pytest.fixture(scope="module", params=BOTH, ids=["flow", "vp"])
+def policy(request):
+    return built(request.param)
 
 
 def plan_of(digits, generations):
@@ -28,16 +39,20 @@ def plan_of(digits, generations):
     return Plan(0, 0, 0, prompts, group, torch.arange(generations).repeat(len(digits)))
 
 
-def latents_of(rows=6):
+def latents_of(policy, rows=6):
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(rows, 1, 8, 8, generator=generator), torch.linspace(0.1, 0.9, rows)
+    time = policy.time_at(torch.linspace(0.1, 0.9, rows)).float()
+    return torch.randn(rows, 1, 8, 8, generator=generator), time
 
 
-def test_size_and_capabilities():
-    policy = DigitsDiffusionConfig().build()
+@pytest.mark.parametrize("config", BOTH)
+def test_size_and_capabilities(config):
+    policy = config().build()
     assert sum(p.numel() for p in policy.network.parameters()) == 508_993
-    given = DigitsDiffusionConfig().provides()
-    assert given == {Capability.BOUND, Capability.MATCHING, Capability.IMAGE}
+    given = config().provides()
+    assert given == {
+        Capability.BOUND, Capability.MATCHING, Capability.IMAGE, Capability.DIFFERENTIABLE,
+    }  # fmt: skip
     assert not policy.network.training
     assert not any(isinstance(m, torch.nn.Dropout) for m in policy.network.modules())
 
@@ -51,17 +66,18 @@ def test_building_is_deterministic_and_leaves_the_global_generator_alone():
 
 
 def test_pixels_time_and_every_word_are_seen_and_rows_do_not_mix(policy):
-    x, time = latents_of()
+    x, time = latents_of(policy)
+    later = policy.time_at(torch.linspace(0.15, 0.95, 6)).float()
     cond = policy.encode([Prompt(str(d), f"the digit {NUMBER_WORDS[d]}") for d in range(6)])
-    before = policy.velocity(x, time, cond)
+    before = policy.predict(x, time, cond)
     assert before.shape == x.shape
-    assert (policy.velocity(x, time + 0.05, cond) - before).abs().amax((1, 2, 3)).min() > 0
+    assert (policy.predict(x, later, cond) - before).abs().amax((1, 2, 3)).min() > 0
     for place in range(3):
         words = cond["words"].clone()
         words[:, place] = 14
-        changed = policy.velocity(x, time, {"words": words})
+        changed = policy.predict(x, time, {"words": words})
         assert (changed - before).abs().amax((1, 2, 3)).min() > 0
-    alone = policy.velocity(x[2:3], time[2:3], {"words": cond["words"][2:3]})
+    alone = policy.predict(x[2:3], time[2:3], {"words": cond["words"][2:3]})
     torch.testing.assert_close(alone[0], before[2], rtol=1e-5, atol=1e-5)
     empty = policy.encode([Prompt("e", "")])["words"].expand(6, -1)
     assert torch.equal(policy.unconditional(cond)["words"], empty)
@@ -101,8 +117,41 @@ def test_data_are_of_the_prompted_digit(policy):
     assert [known[image.tobytes()] for image in images] == [3] * 20 + [8] * 20
 
 
-def test_supervised_steps_lower_the_error():
-    policy, plan = DigitsDiffusionConfig().build(), plan_of(range(10), 4)
+def test_the_noise_levels_are_those_of_ddpm():
+    from diffusers import DDPMScheduler
+
+    policy = DigitsDiffusionVpConfig().build()
+    expected = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear").alphas_cumprod
+    torch.testing.assert_close(policy.alpha_bars.float(), expected, rtol=1e-5, atol=1e-7)
+    assert policy.prediction == "epsilon"
+
+
+@pytest.mark.parametrize("config", [FlowSdeConfig, DdimConfig])
+def test_pixels_are_differentiable_through_the_sampler(config):
+    """Through every step, by central differences along the gradient, in float64."""
+    for schema in BOTH:
+        policy, plan = built(schema), plan_of([3, 8], 2)
+        policy.network.double()
+        cond = policy.encode(plan.sample_prompts())
+        sampler, weight = config(num_inference_steps=3).build(), policy.network.leave.weight
+        pixels = policy.decode_pixels(sampler.rollout(policy, cond, plan, grad_steps=3).final)
+        assert pixels.shape == (4, 3, 8, 8)
+        (gradient,) = torch.autograd.grad(pixels.square().sum(), weight)
+        step, totals = 1e-6 * gradient / gradient.norm(), []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight += sign * step
+                final = sampler.rollout(policy, cond, plan).final
+                totals.append(float(policy.decode_pixels(final).square().sum()))
+                weight -= sign * step
+        assert gradient.norm() > 0.1
+        found = (totals[0] - totals[1]) / 2e-6
+        assert found == pytest.approx(float(gradient.norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("config", BOTH)
+def test_supervised_steps_lower_the_error(config):
+    policy, plan = config().build(), plan_of(range(10), 4)
     cond = policy.encode(plan.sample_prompts())
     final = DigitsDataDiffusionConfig().build().rollout(policy, cond, plan).final
     optimizer = torch.optim.AdamW(policy.network.parameters(), lr=2e-3)
@@ -115,10 +164,7 @@ def test_supervised_steps_lower_the_error():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[0] == pytest.approx(1.6, rel=0.2)
-    assert losses[-1] < 0.8 * losses[0]
-
-
-def test_weights_that_it_cannot_load_are_refused():
-    with pytest.raises(RecipeError, match="recipe:digits/diffusion_base"):
-        DigitsDiffusionConfig(weights="somewhere").build()
+    # Before the first step velocity is 0, with the target's square as error, and noise is x.
+    vp = policy.prediction == "epsilon"
+    assert losses[0] == pytest.approx(0.37 if vp else 1.6, rel=0.2)
+    assert losses[-1] < (0.95 if vp else 0.8) * losses[0]

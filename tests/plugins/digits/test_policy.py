@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 from scipy.stats import chisquare
 
-from genrl_core import Capability, GenRLError, Plan, Prompt, RecipeError
+from genrl_core import Capability, GenRLError, Plan, Prompt, RecipeError, load_recipe
+from genrl_core.trainer import Trainer
 from genrl_digits import DigitsDataConfig, DigitsMaskedConfig, data
 from genrl_digits.words import NUMBER_WORDS, PREFIX, VOCABULARY, word_ids
 
@@ -119,9 +120,14 @@ def test_too_many_words_are_refused(policy):
         policy.encode([Prompt("here", "a digit three by hand")])
 
 
-def test_weights_that_it_cannot_load_and_odd_widths_are_refused():
-    with pytest.raises(RecipeError, match="recipe:digits/masked_base"):
-        DigitsMaskedConfig(weights="somewhere").build()
+@pytest.mark.parametrize("name", ["masked", "diffusion", "autoregressive"])
+def test_weights_that_nobody_loads_are_refused(name):
+    recipe = load_recipe(f"digits/{name}", ["policy.weights=somewhere"])
+    with pytest.raises(RecipeError, match=f"somewhere is no folder .* digits_{name} loads no"):
+        Trainer(recipe)
+
+
+def test_odd_widths_are_refused():
     with pytest.raises(ValidationError, match="multiple of heads"):
         DigitsMaskedConfig(width=30)
 

@@ -7,7 +7,13 @@ import pytest
 from pydantic import ValidationError
 
 from genrl_core import Capability
-from genrl_masked import BoundConfig, ConfidenceConfig, MaskedPolicyConfig, register_samplers
+from genrl_masked import (
+    BoundConfig,
+    ConfidenceConfig,
+    MaskedPolicyConfig,
+    RandomReleaseConfig,
+    register_samplers,
+)
 
 
 def config(**fields) -> ConfidenceConfig:
@@ -22,10 +28,10 @@ def test_the_entry_module_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_hook_registers_the_sampler():
+def test_the_hook_registers_the_samplers():
     found = {}
     register_samplers(found.__setitem__)
-    assert found == {"confidence": ConfidenceConfig}
+    assert found == {"confidence": ConfidenceConfig, "random_release": RandomReleaseConfig}
     assert config().build().num_steps == 4
 
 
@@ -72,7 +78,7 @@ def test_a_masked_policy_gives_a_bound_and_images(make_policy):
 
 
 def test_every_field_is_described():
-    for schema in (BoundConfig, MaskedPolicyConfig, ConfidenceConfig):
+    for schema in (BoundConfig, MaskedPolicyConfig, ConfidenceConfig, RandomReleaseConfig):
         assert all(field.description for field in schema.model_fields.values())
 
 

@@ -53,8 +53,8 @@ def with_slots(policy: Policy) -> Slots:
 class PerGroup(Objective):
     """The expectation of an objective that sees one group at a time: losses weighted by chance.
 
-    Objectives that couple samples, or read a view whose terms carry no weights of ours, cannot take
-    the probabilities as weights of their terms, as ``expected_update`` does for the others.
+    Objectives that couple samples cannot take the probabilities as weights of their terms, as
+    ``expected_update`` does for the others.
     """
 
     separable = False
@@ -65,8 +65,11 @@ class PerGroup(Objective):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         total, size = len(batch.group), len(batch.group) // len(self._chance)
-        if self.view == "steps":  # those are the probabilities
-            batch = replace(batch, weight=torch.ones_like(batch.weight))
+        # What the terms carry are the probabilities: without them, ones, or the draws' own weights.
+        own_weight = torch.ones_like(batch.weight)
+        if batch.draw_weight is not None and batch.draw_weight.shape == own_weight.shape:
+            own_weight = batch.draw_weight
+        batch = replace(batch, weight=own_weight)
         losses = []
         for first in range(0, total, size):
             own = slice(first, first + size)
@@ -131,15 +134,41 @@ def test_presets_with_their_own_advantages_rise(proposed: Make, name: str) -> No
     assert cosine(found, exact_gradient(policy, sampler)) > 0.85
 
 
-def test_ppo_follows_the_expected_reward_whatever_its_values(proposed: Make) -> None:
+@pytest.mark.parametrize("index", range(3), ids=NAMES)
+def test_ppo_follows_the_expected_reward_whatever_its_values(proposed: Make, index: int) -> None:
     """With lam 1 the baseline of a state cannot bias the gradient; below 1 it may, a little."""
-    policy, sampler = toys()[2]
-    exact = exact_gradient(policy, sampler)[:, :2]
+    policy, sampler = toys()[index]
+    drawn = slice(0, 2) if index == 2 else slice(None)  # the Gaussian's table holds values too
+    exact = exact_gradient(policy, sampler)[:, drawn]
     for lam, least in ((1.0, 1 - 1e-9), (0.95, 0.9)):
         objective = proposed("ppo", lam=lam).build()
         found = expected_update(policy, sampler, {"ppo": (1.0, objective)}, advantage=ALONE)
-        assert cosine(found["table"][:, :2], exact) > least
-    assert found["table"][:, 2:].abs().max() > 1e-3
+        assert cosine(found["table"][:, drawn], exact) > least
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=NAMES[:2])
+def test_values_follow_the_rewards_that_their_states_lead_to(proposed: Make, index: int) -> None:
+    """With lam 1 the value of a state s moves by ``c P(s) (E[reward | s] - V(s))``, by enumeration.
+
+    ``c`` is vf_coef over the terms of a sample: the loss is a mean over all terms.
+    """
+    policy, sampler = toys()[index]
+    objective = proposed("ppo", lam=1.0, vf_coef=0.6).build()
+    found = expected_update(policy, sampler, {"ppo": (1.0, objective)}, advantage=ALONE)["value"]
+    trajectory, chance = every_trajectory(policy)
+    reward = torch.tensor(ToyReward()(policy.decode(trajectory.final), []), dtype=torch.float64)
+    if index == 0:
+        first = 1 + trajectory.trace["tokens"][:, 0]
+        states = torch.stack([torch.zeros_like(first), first], 1)
+    else:
+        states = (trajectory.trace["state.canvas"] * 3 ** torch.arange(3)).sum(-1)
+    value = policy.network.value.detach()
+    exact = torch.zeros_like(value)
+    for b, path in enumerate(states.tolist()):
+        for state in path:
+            exact[state] += 0.6 / len(path) * chance[b] * (value[state] - reward[b])
+    assert exact.abs().max() > 1e-2
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["awm", "dgpo", "rwr", "best_of_n", "wd1", "dpo", "grpo", "gspo"])

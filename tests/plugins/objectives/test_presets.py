@@ -126,10 +126,28 @@ def test_gmpo_clips_before_the_mean(proposed: Make) -> None:
 
 
 def test_guard_centres_and_scales(proposed: Make) -> None:
+    """d = -.1, KL .3 and scale .5 give exp(.1); steps of a quarter and a half weigh 4 and 2."""
     kl, scale = torch.full((2, 4), 0.3).double(), torch.full((2, 4), 0.5).double()
-    moved = batch(old=torch.full((2, 4), -0.9).double(), kl_old=kl, scale=scale)
+    duration = torch.tensor([[0.25] * 4, [0.5] * 4], dtype=torch.float64)
+    moved = batch(old=torch.full((2, 4), -0.9).double(), kl_old=kl, scale=scale, duration=duration)
+    ratio = float(torch.tensor(0.1, dtype=torch.float64).exp())
     found, _ = proposed("grpo_guard", epsilon=0.9).build().loss(moved)
-    assert float(found) == pytest.approx(-2.0 * float(torch.tensor(0.1).exp()))
+    assert float(found) == pytest.approx(-2.0 * ratio * (4 + 2) / 2)
+    found, _ = proposed("grpo_guard", epsilon=0.9, weight_by_duration=False).build().loss(moved)
+    assert float(found) == pytest.approx(-2.0 * ratio)
+
+
+def test_guard_is_finite_where_padding_has_no_duration(proposed: Make) -> None:
+    """Terms outside the mask carry no clock; the second term is one of them."""
+    ones = torch.ones(2, 4, dtype=torch.float64)
+    mask, duration = ones.bool(), ones.clone()
+    mask[1], duration[1] = False, 0.0
+    moved = batch(
+        mask=mask, population=mask, kl_old=0 * ones, duration=duration, old=-ones, log_probs=-ones
+    )
+    found = gradient(proposed("grpo_guard", epsilon=0.9).build(), moved)
+    torch.testing.assert_close(found[0], -moved.advantage[0] / 4)
+    assert (found[1] == 0).all()
 
 
 def test_flow_dppo_stops_only_what_leaves(proposed: Make) -> None:
@@ -139,6 +157,32 @@ def test_flow_dppo_stops_only_what_leaves(proposed: Make) -> None:
     moved = batch(kl_old=kl, advantage=advantage, old=old)
     found = gradient(proposed("flow_dppo", threshold=0.5).build(), moved)
     assert (found != 0).tolist() == [[True, False, True, False]] * 2
+
+
+def test_ppo_loss_by_hand(proposed: Make) -> None:
+    """Two terms of one sample, lam 1: both targets are the reward, 2; ratios e^0.5 and 1.
+
+    Values 1 and 3 moved from 0.5 and 2.5, clipped to 0.7 and 2.7. The errors (1 - 2)^2 and (3 -
+    2)^2 stand against (0.7 - 2)^2 and (2.7 - 2)^2: the larger ones are 1.69 and 1.
+    """
+    column = {"mask": torch.ones(2, 1).bool(), "population": torch.ones(2, 1).bool()}
+    moved = batch(
+        **column, log_probs=torch.tensor([[-1.0], [-1.0]]).double(), reward=torch.tensor([2.0]),
+        old=torch.tensor([[-1.5], [-1.0]]).double(), events=torch.ones(2, 1).long(),
+        old_value=torch.tensor([[0.5], [2.5]]).double(), step=torch.tensor([[0], [1]]),
+        value=torch.tensor([[1.0], [3.0]]).double(), weight=torch.ones(2, 1).double(),
+        group=torch.tensor([0]), valid=torch.tensor([True]), advantage=torch.zeros(2, 1).double(),
+    )  # fmt: skip
+    fields = {"epsilon": 0.2, "lam": 1.0, "vf_coef": 0.3, "whiten": False}
+    found, metrics = proposed("ppo", **fields).build().loss(moved)
+    surrogate = -(1.2 * 1.5 + 1.0 * -0.5) / 2  # the first ratio, e^0.5, is clipped to 1.2
+    assert float(found) == pytest.approx(surrogate + 0.3 / 2 * (1.69 + 1.0) / 2)
+    assert metrics["value_error"].flatten().tolist() == pytest.approx([1.0, 1.0])
+    assert metrics["clip_fraction"].flatten().tolist() == [1, 0]
+    free, _ = proposed("ppo", **fields, cliprange_value=None).build().loss(moved)
+    assert float(free) == pytest.approx(surrogate + 0.3 / 2 * (1.0 + 1.0) / 2)
+    whitened, _ = proposed("ppo", **fields | {"whiten": True}).build().loss(moved)
+    assert float(whitened) == pytest.approx(-(1.2 - 1.0) / 2 + 0.3 / 2 * 2.69 / 2)
 
 
 def test_groups_by_hand() -> None:

@@ -47,13 +47,17 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "grpo_guard_canvas": (CANVAS, "grpo_guard", {"epsilon": 0.1, "over": "sum"}),
     "flow_dppo": (GAUSSIAN, "flow_dppo", {"threshold": 1e-2}),
     "ppo": (GAUSSIAN, "ppo", {"epsilon": 0.1, "gamma": 0.9}),
+    "ppo_sequence": (SEQUENCE, "ppo", {"epsilon": 0.1, "cliprange_value": None}),
+    "ppo_canvas": (CANVAS, "ppo", {"epsilon": 0.1, "whiten": False, "vf_coef": 1.0}),
     "rwr": (CANVAS, "rwr", {}),
     "rwr_steps": (CANVAS, "rwr", {"view": "steps"}),
     "best_of_n": (CANVAS, "best_of_n", {"keep": 2}),
     "wd1": (CANVAS, "wd1", {}),
     "sft": (CANVAS, "sft", {}),
     "nft": (CANVAS, "nft", {"beta": 0.5, "normalize": True}),
-    "nft_reference": (GAUSSIAN, "nft", {"partner": "reference"}),
+    "nft_reference": (GAUSSIAN, "nft", {"partner": "reference", "pull": 0.0}),
+    "nft_pull": (CANVAS, "nft", {"pull": 0.5}),
+    "nft_pull_gaussian": (GAUSSIAN, "nft", {"pull": 0.5, "partner": "reference"}),
     "kl": (CANVAS, "kl", {}),
     "entropy": (CANVAS, "entropy", {}),
 }
@@ -115,4 +119,6 @@ def test_a_coupled_objective_called_separable_is_caught(
 
 
 def test_every_preset_has_a_case() -> None:
-    assert {preset for _, preset, _ in CASES.values()} | {"grpo"} == set(OBJECTIVES)
+    """The reward's own gradient has its two passes in ``test_reward_gradient``."""
+    elsewhere = {"grpo", "reward_gradient"}
+    assert {preset for _, preset, _ in CASES.values()} | elsewhere == set(OBJECTIVES)

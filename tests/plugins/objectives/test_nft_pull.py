@@ -1,0 +1,120 @@
+"""NFT's pull to the reference, made of matching errors alone, against its closed forms."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from genrl_core import Batch, ObjectiveConfig, Plan, Policy, Prompt, Registry, Tensors
+from genrl_core.records import Terms, Trajectory, take
+from genrl_core.views import MatchingView
+from genrl_core.weights import Slots
+
+Make = Callable[..., ObjectiveConfig]
+COUNT = 6
+PARADIGMS = ["masked", "autoregressive", "diffusion"]
+
+
+def shift(policy: Policy, seed: int, size: float) -> None:
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.network.parameters():
+            drawn = torch.randn(parameter.shape, generator=noise, dtype=torch.float64)
+            parameter.add_(size * drawn)
+
+
+def digits(paradigm: str) -> tuple[Policy, Slots]:
+    """A digit policy in float64; the reference and, apart from it, the old weights are near."""
+    policy = Registry.discover().policies[f"digits_{paradigm}"]().build()
+    policy.network.double()
+    shift(policy, 4, 0.1)
+    slots = Slots(policy)
+    for seed, slot in enumerate(("reference", "old")):
+        slots.freeze(slot)
+        with slots.active(slot):
+            shift(policy, seed, 0.05)
+    return policy, slots
+
+
+def finished(paradigm: str) -> Tensors:
+    noise = torch.Generator().manual_seed(5)
+    if paradigm == "diffusion":
+        return {"latents": torch.randn(COUNT, 1, 8, 8, generator=noise, dtype=torch.float64)}
+    tokens = {"tokens": torch.randint(0, 64, (COUNT, 16), generator=noise)}
+    fixed = {"length": torch.full((COUNT,), 16)}
+    return tokens | (fixed if paradigm == "autoregressive" else {})
+
+
+def drawn(paradigm: str, policy: Policy) -> tuple[Trajectory, Tensors]:
+    """Finished samples with a corruption each."""
+    rows = torch.arange(COUNT)
+    prompts = tuple(Prompt(str(i), "a handwritten three") for i in range(2))
+    plan = Plan(0, 0, 0, prompts, rows % 2, rows)
+    cond = take(policy.encode(prompts), rows % 2)
+    final = finished(paradigm)
+    corruption = policy.corrupt(final, plan.streams("corrupt"), 1, 0, 1)
+    return Trajectory(cond, {}, final, Terms.empty(COUNT)), corruption
+
+
+def distance(paradigm: str, one: Tensor, other: Tensor, corruption: Tensors) -> Tensor:
+    """What the pull is said to be: ``[COUNT]``."""
+    if paradigm == "diffusion":
+        return (one - other).square().flatten(1).mean(1)
+    overlap = (one.softmax(-1) * other.softmax(-1)).sqrt().sum(-1).log()
+    if paradigm == "autoregressive":
+        return -4 * overlap.mean(-1)
+    masked = corruption["masked"][0]
+    return -4 * (overlap * masked).sum(-1) / masked.sum(-1)
+
+
+def batch_of(errors: dict[str, Tensor]) -> Batch:
+    ones = torch.ones(1, COUNT, dtype=torch.float64)
+    advantage = torch.linspace(-2, 3, COUNT, dtype=torch.float64).unsqueeze(0)
+    return Batch(
+        log_probs=ones, events=ones.long(), step=ones.long(), mask=ones.bool(),
+        population=ones.bool(), weight=ones, scale=ones, advantage=advantage, reward=ones[0],
+        group=torch.zeros(COUNT, dtype=torch.int64), valid=ones[0].bool(),
+        errors=tuple(error.T for error in errors.values()),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("partner", ["old", "reference"])
+@pytest.mark.parametrize("paradigm", PARADIGMS)
+def test_the_pull_is_a_distance_to_the_reference(
+    proposed: Make, paradigm: str, partner: str
+) -> None:
+    """Its value by sample, and its gradient as the difference that it makes to the loss."""
+    policy, slots = digits(paradigm)
+    trajectory, corruption = drawn(paradigm, policy)
+    others = {name: partial(slots.active, name) for name in ("reference", "old")}
+    rows = torch.arange(COUNT)
+
+    def loss(pull: float) -> tuple[Tensor, dict[str, Tensor]]:
+        objective = proposed("nft", pull=pull, partner=partner).build()
+        view = MatchingView(policy, trajectory, corruption, 1, objective.mixtures, others)
+        return objective.loss(batch_of(view.evaluate(torch.zeros_like(rows), rows)))
+
+    picked = {name: tensor[0] for name, tensor in corruption.items()}
+    with slots.active("reference"), torch.no_grad():
+        reference = policy.matching(trajectory.final, trajectory.cond, picked).prediction
+    current = policy.matching(trajectory.final, trajectory.cond, picked).prediction
+    exact = distance(paradigm, current, reference, corruption)
+    pulled, metrics = loss(0.7)
+    torch.testing.assert_close(metrics["pull"][0], exact, rtol=0, atol=1e-10)
+    assert (metrics["pull"] > 1e-4).all()
+
+    weights = list(slots.trainable.values())
+    ours = torch.autograd.grad(pulled - loss(0.0)[0], weights)
+    wanted = torch.autograd.grad(0.7 * exact.mean(), weights)
+    assert max(float(one.abs().max()) for one in wanted) > 1e-3
+    for one, other in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+def test_without_a_pull_no_reference_is_asked_for(proposed: Make) -> None:
+    slots = {slot for mix in proposed("nft", pull=0.0).build().mixtures for slot in mix}
+    assert slots == {"current", "old"}
+    slots = {slot for mix in proposed("nft").build().mixtures for slot in mix}
+    assert slots == {"current", "old", "reference"}
