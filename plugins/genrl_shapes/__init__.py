@@ -1,0 +1,1 @@
+"""A compositional world of coloured shapes with an exact verifier: the Mask-GRPO paper in miniature."""
