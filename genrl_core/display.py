@@ -227,18 +227,31 @@ def kinds_named(registry: Registry, name: str) -> list[Kind]:
 
 
 def matrix(cells: Sequence[Cell], *, as_json: bool) -> None:
-    """One row per objective and view, one column per policy with its sampler."""
+    """One row per objective and view, one column per paradigm: with which samplers it trains."""
     if as_json:
         say_json([cell.as_dict() for cell in cells])
         return
-    columns = list(dict.fromkeys((cell.policy, cell.sampler) for cell in cells))
-    rows = list(dict.fromkeys((cell.objective, cell.view) for cell in cells))
-    verdicts = {(c.objective, c.view, c.policy, c.sampler): c.verdict for c in cells}
-    body = [
-        [*row, *("trains" if verdicts.get((*row, *col)) == "trains" else "-" for col in columns)]
-        for row in rows
-    ]
-    titles = ["objective", "view", *(f"{policy} + {sampler}" for policy, sampler in columns)]
-    table("what trains", titles, body)
-    trains = sum(cell.verdict == "trains" for cell in cells)
-    say(f"{trains} of {len(cells)} combinations train; --json gives the reason for each refusal")
+    paradigms = list(dict.fromkeys(cell.paradigm for cell in cells))
+    rows: dict[tuple[str, str], dict[str, list[Cell]]] = {}
+    for cell in cells:
+        row = rows.setdefault((cell.objective, cell.view), {name: [] for name in paradigms})
+        row[cell.paradigm].append(cell)
+    body = [[*names, *(_where(found) for found in row.values())] for names, row in rows.items()]
+    table("what trains", ["objective", "view", *paradigms], body)
+    say(
+        "all: with every policy and sampler at their defaults; -: with none. "
+        "With --json it says why, pair by pair."
+    )
+
+
+def _where(cells: Sequence[Cell]) -> str:
+    """``all``, ``-``, or the samplers; a policy in brackets where not all policies do."""
+    trains = [cell for cell in cells if cell.verdict == "trains"]
+    if len(trains) == len(cells):
+        return "all"
+    found = []
+    for sampler in dict.fromkeys(cell.sampler for cell in trains):
+        policies = [cell.policy for cell in trains if cell.sampler == sampler]
+        known = sum(cell.sampler == sampler for cell in cells)
+        found.append(sampler if len(policies) == known else f"{sampler} ({', '.join(policies)})")
+    return ", ".join(found) or "-"

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from genrl_core import __version__
 from genrl_core.cli import main
+from genrl_core.display import matrix
+from genrl_core.matrix import Cell
 from genrl_core.outline import outlines
 from genrl_core.plugins import Registry
 from genrl_core.recipe import load_recipe
@@ -162,6 +165,27 @@ def test_control_characters_never_reach_the_terminal(capsys: pytest.CaptureFixtu
 
 
 # Verbs
+
+
+def test_the_matrix_says_with_which_samplers_an_objective_trains(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def cell(policy: str, sampler: str, objective: str, trains: bool) -> Cell:
+        verdict: Literal["trains", "refused"] = "trains" if trains else "refused"
+        return Cell("metal", policy, sampler, objective, "steps", verdict, "" if trains else "why")
+
+    pairs = [("coin", "toss"), ("disc", "toss"), ("coin", "spin"), ("disc", "spin")]
+    found = [cell(*pair, "every", trains=True) for pair in pairs]
+    found += [cell(*pair, "some", trains=pair != ("disc", "spin")) for pair in pairs]
+    found += [cell(*pair, "never", trains=False) for pair in pairs]
+    matrix(found, as_json=False)
+    rows = {
+        line.split()[0]: line.split(maxsplit=2)[2]
+        for line in capsys.readouterr().out.splitlines()[2:5]
+    }
+    assert {name: rest.strip() for name, rest in rows.items()} == {
+        "every": "all", "some": "toss, spin (coin)", "never": "-",
+    }  # fmt: skip
 
 
 def test_ls_lists_every_shelf(capsys: pytest.CaptureFixture[str]) -> None:
