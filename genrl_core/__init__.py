@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from genrl_core.attention import attend, attention_backend, transformers_attention
     from genrl_core.batch import Batch
     from genrl_core.capability import MEDIA, Capability
     from genrl_core.config import (
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "attend": "attention", "attention_backend": "attention",
+    "transformers_attention": "attention",
     "Capability": "capability", "MEDIA": "capability",
     "Component": "config", "PolicyConfig": "config", "SamplerConfig": "config",
     "RewardConfig": "config", "ObjectiveConfig": "config", "Schema": "config", "NONE": "config",
@@ -76,7 +79,8 @@ __all__ = [
     "Registry", "Replay", "Reward", "RewardConfig", "RewardError", "Sampler", "SamplerConfig",
     "Schema", "Scored", "Streams", "Tensors", "Terms", "Trajectory", "Transition",
     "ValueHeadConfig", "View",
-    "__version__", "hookimpl", "load_recipe", "take", "train",
+    "__version__", "attend", "attention_backend", "hookimpl", "load_recipe", "take", "train",
+    "transformers_attention",
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ class Batch:
 
     ``[T, B]``: log_probs, events, step, mask, weight, scale, advantage; in the view ``steps`` old
     and duration, the share 0 to 1 of the process's time that a step covers (1 where unknown);
-    and where asked for old, reference, kl_reference, kl_old, entropy, value, old_value, returns.
+    and where asked for old, reference, kl_reference, kl_old, entropy, value, old_value.
     ``kl_reference`` is KL(current || reference), ``kl_old`` KL(old || current), in nats.
     ``[B]``: reward, group, valid.
     ``population``: ``[T, B]`` bool, the terms that denominators count.
@@ -46,7 +46,6 @@ class Batch:
     entropy: Tensor | None = None
     value: Tensor | None = None
     old_value: Tensor | None = None
-    returns: Tensor | None = None
     duration: Tensor | None = None
     errors: tuple[Tensor, ...] = ()
     draw_weight: Tensor | None = None

@@ -125,12 +125,7 @@ def cp(
     problems: list[Problem] = []
     text, document = read_document(path, problems)
     edits: list[tuple[tuple[int, int], str]] = []
-    for route in (
-        ("extends",),
-        ("prompts", "file"),
-        ("prompts", "evaluate"),
-        ("policy", "weights"),
-    ):
+    for route in _PATHS:
         value: Any = document.tree
         for key in route:
             value = value.get(key) if isinstance(value, dict) else None

@@ -87,9 +87,12 @@ def component_row(registry: Registry, kind: Kind, name: str) -> dict[str, Any]:
 
 
 def _capabilities(schema: type[Component], method: str) -> list[str] | None:
-    """Capabilities under default settings; None where they hang on a required field."""
+    """Capabilities under default settings, required fields as they are proposed.
+
+    None where they hang on a required field that proposes nothing.
+    """
     try:
-        found = getattr(schema.model_construct(), method)()
+        found = getattr(schema.model_construct(**schema.proposed() or {}), method)()
     except AttributeError:
         return None
     return sorted(capability.value for capability in found)
@@ -97,7 +100,7 @@ def _capabilities(schema: type[Component], method: str) -> list[str] | None:
 
 def _default_view(schema: type[ObjectiveConfig]) -> str | None:
     try:
-        return schema.model_construct().view_wanted()
+        return schema.model_construct(**schema.proposed() or {}).view_wanted()
     except AttributeError:
         return None
 

@@ -12,9 +12,9 @@ step 1: a chunk's fresh numbers are put into the matrix and reduced with the who
 denominators, so that the chunks add up to the same loss.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -61,6 +61,14 @@ class Outcome:
     batch: Batch
 
 
+class _Chunk(NamedTuple):
+    """Rows (``k``, ``b``), ``[R]`` each, and the places ``[R, M]`` of their terms."""
+
+    k: Tensor
+    b: Tensor
+    place: tuple[Tensor, Tensor]
+
+
 def accumulate(
     view: View, batch: Batch, loss: Loss, columns: Tensor, runtime: Runtime, *,
     separable: bool, rows_per_forward: int, recorded: Tensors | None = None,
@@ -77,48 +85,52 @@ def accumulate(
         rows_per_forward: rows in one forward with gradient.
         recorded: ``[K * M, B]`` numbers known to hold under the current weights, if they are.
     """
-    chunks = list(_chunks(view, batch, columns, rows_per_forward))
-    per_call = _terms_per_call(view, batch)
-    fields = view.blank(batch)
+    chunks = _chunks(view, batch, columns, rows_per_forward)
     if separable:
-        values = {name: blank.clone() for name, blank in fields.items()}
-        for k, b in chunks:
-            fresh = view.evaluate(k, b)
-            place = (_terms(k, per_call), columns[b].unsqueeze(1))
-            part = {n: blank.index_put(place, fresh[n].to(blank)) for n, blank in fields.items()}
-            inside = torch.zeros_like(batch.mask).index_put(place, torch.tensor(True))
-            chunk = replace(view.insert(batch, part), mask=batch.mask & inside)
-            value, _ = loss(chunk)
-            if value.requires_grad:
-                value.backward()  # type: ignore[no-untyped-call]  # torch's own annotation
-            _write(values, fresh, place)
-        drift = _drift(values, recorded, chunks, columns, per_call) if recorded else None
-        values = _share(values, fields, columns, runtime)
-        with torch.no_grad():
-            whole = view.insert(batch, values)
-            total, metrics = loss(whole)
-        return Outcome(float(total), metrics, _agree(drift, runtime), whole)
+        return _one_pass(view, batch, loss, chunks, columns, runtime, recorded)
+    names = view.blank(batch).keys()
+    if recorded is None or recorded.keys() != names:
+        recorded = evaluate(view, batch, columns, runtime, rows_per_forward)
+    leaf = {name: recorded[name].clone().requires_grad_(True) for name in names}
+    return _two_passes(view, batch, loss, chunks, leaf, runtime)
 
-    if recorded is None or recorded.keys() != fields.keys():
-        leaf = {name: blank.clone() for name, blank in fields.items()}
-        with torch.no_grad():
-            for k, b in chunks:
-                place = (_terms(k, per_call), columns[b].unsqueeze(1))
-                _write(leaf, view.evaluate(k, b), place)
-        leaf = _share(leaf, fields, columns, runtime)
-    else:
-        leaf = {name: recorded[name].clone() for name in fields}
-    for matrix in leaf.values():
-        matrix.requires_grad_(True)
+
+def _one_pass(
+    view: View, batch: Batch, loss: Loss, chunks: list[_Chunk], columns: Tensor, runtime: Runtime,
+    recorded: Tensors | None,
+) -> Outcome:  # fmt: skip
+    """Chunk by chunk: fresh numbers in the chunk's places, the whole batch's denominators."""
+    fields = view.blank(batch)
+    values = {name: blank.clone() for name, blank in fields.items()}
+    for k, b, place in chunks:
+        fresh = view.evaluate(k, b)
+        part = {n: blank.index_put(place, fresh[n].to(blank)) for n, blank in fields.items()}
+        inside = torch.zeros_like(batch.mask).index_put(place, torch.tensor(True))
+        value, _ = loss(replace(view.insert(batch, part), mask=batch.mask & inside))
+        if value.requires_grad:
+            value.backward()  # type: ignore[no-untyped-call]  # torch's own annotation
+        _write(values, fresh, place)
+    drift = _drift(values, recorded, chunks) if recorded else None
+    values = _share(values, fields, columns, runtime)
+    with torch.no_grad():
+        whole = view.insert(batch, values)
+        total, metrics = loss(whole)
+    return Outcome(float(total), metrics, _agree(drift, runtime), whole)
+
+
+def _two_passes(
+    view: View, batch: Batch, loss: Loss, chunks: list[_Chunk], leaf: Tensors, runtime: Runtime
+) -> Outcome:
+    """The gradient of the leaf, carried through the network chunk by chunk."""
     total, metrics = loss(view.insert(batch, leaf))
     gradients = dict.fromkeys(leaf)
     if total.requires_grad:
         found = torch.autograd.grad(total, list(leaf.values()), allow_unused=True)
         gradients = dict(zip(leaf, found, strict=True))
-    values = {name: matrix.detach().clone() for name, matrix in leaf.items()}
-    for k, b in chunks:
+    constant = {name: matrix.detach() for name, matrix in leaf.items()}
+    values = {name: matrix.clone() for name, matrix in constant.items()}
+    for k, b, place in chunks:
         fresh = view.evaluate(k, b)
-        place = (_terms(k, per_call), columns[b].unsqueeze(1))
         pairs = [
             (fresh[name], gradient[place].to(fresh[name]))
             for name, gradient in gradients.items()
@@ -127,11 +139,9 @@ def accumulate(
         if pairs:
             torch.autograd.backward([f for f, _ in pairs], [g for _, g in pairs])
         _write(values, fresh, place)
-    constant = {name: matrix.detach() for name, matrix in leaf.items()}
-    drift = _drift(values, constant, chunks, columns, per_call)
-    whole = view.insert(batch, constant)
+    drift = _agree(_drift(values, constant, chunks), runtime)
     metrics = {name: metric.detach() for name, metric in metrics.items()}
-    return Outcome(float(total.detach()), metrics, _agree(drift, runtime), whole)
+    return Outcome(float(total.detach()), metrics, drift, view.insert(batch, constant))
 
 
 def evaluate(
@@ -139,37 +149,27 @@ def evaluate(
 ) -> Tensors:
     """The numbers of all trained rows without gradient, ``[K * M, B]`` each, on every rank."""
     blank = view.blank(batch)
-    per_call = _terms_per_call(view, batch)
     values = {name: matrix.clone() for name, matrix in blank.items()}
     with torch.no_grad():
-        for k, b in _chunks(view, batch, columns, rows_per_forward):
-            place = (_terms(k, per_call), columns[b].unsqueeze(1))
+        for k, b, place in _chunks(view, batch, columns, rows_per_forward):
             _write(values, view.evaluate(k, b), place)
     return _share(values, blank, columns, runtime)
 
 
-def _terms_per_call(view: View, batch: Batch) -> int:
-    rows = next(iter(view.blank(batch).values())).shape[0]
-    return rows // max(view.calls, 1)
-
-
-def _chunks(
-    view: View, batch: Batch, columns: Tensor, size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's trained rows (k, b), call by call, in pieces of ``size``."""
+def _chunks(view: View, batch: Batch, columns: Tensor, size: int) -> list[_Chunk]:
+    """This rank's trained rows, call by call, in pieces of ``size``."""
     mask = batch.mask & batch.valid
     blank = next(iter(view.blank(batch).values()))
     if mask.shape != blank.shape:  # weighted sums over draws: every draw of them is a row
         mask = mask.repeat(len(blank) // len(mask), 1)
-    wanted = fold(mask[:, columns], view.calls).any(1)
-    k, b = wanted.nonzero(as_tuple=True)
+    k, b = fold(mask[:, columns], view.calls).any(1).nonzero(as_tuple=True)
+    per_call = torch.arange(len(blank) // max(view.calls, 1))
+    chunks = []
     for start in range(0, len(k), size):
-        yield k[start : start + size], b[start : start + size]
-
-
-def _terms(k: Tensor, per_call: int) -> Tensor:
-    """The term indices of calls: ``[R, M]``."""
-    return k.unsqueeze(1) * per_call + torch.arange(per_call, device=k.device)
+        ks, bs = k[start : start + size], b[start : start + size]
+        place = (ks.unsqueeze(1) * len(per_call) + per_call, columns[bs].unsqueeze(1))
+        chunks.append(_Chunk(ks, bs, place))
+    return chunks
 
 
 def _write(values: Tensors, fresh: Tensors, place: tuple[Tensor, Tensor]) -> None:
@@ -185,15 +185,11 @@ def _share(values: Tensors, blank: Tensors, columns: Tensor, runtime: Runtime) -
     return {n: runtime.gather(m[:, columns], columns, total) for n, m in values.items()}
 
 
-def _drift(
-    values: Tensors, leaf: Tensors, chunks: list[tuple[Tensor, Tensor]], columns: Tensor,
-    per_call: int,
-) -> float:  # fmt: skip
+def _drift(values: Tensors, leaf: Tensors, chunks: list[_Chunk]) -> float:
     worst = 0.0
-    for k, b in chunks:
-        place = (_terms(k, per_call), columns[b].unsqueeze(1))
+    for *_, place in chunks:
         for name in values.keys() & leaf.keys():
-            gap = (values[name][place] - leaf[name].detach()[place]).abs().max()
+            gap = (values[name][place] - leaf[name][place]).abs().max()
             if gap.isnan():
                 return float("nan")
             worst = max(worst, float(gap))

@@ -169,11 +169,10 @@ class _Judge:
             for name, schema in self.recipe.registry.samplers.items()
             if schema.supervised and schema.paradigm == policy.paradigm and schema.gives in made
         ]
-        kinds = " and ".join(sorted(medium.value for medium in made)) or "no declared medium"
         self.report(
             ("sampler",),
             f"{self.name(sampler)} returns data of the kind {sampler.gives.value}, but "
-            f"{self.name(policy)} makes {kinds}. {_choose(fitting)}",
+            f"{self.name(policy)} makes {_media(made)}. {_choose(fitting)}",
         )
 
     def objectives(self, rewards_injected: bool) -> None:
@@ -194,12 +193,11 @@ class _Judge:
         policy = self.policy if {"bound", "matching"} & set(views.values()) else None
         if policy is not None and (problem := policy.draws_problem(recipe.train.draws)):
             self.report(("train", "draws"), problem)
-        if any(config.uses_reward for config in recipe.objective.values()):
-            supervised = self.sampler is not None and self.sampler.supervised
-            if not (recipe.reward or rewards_injected or supervised):
-                using = ", ".join(k for k, config in recipe.objective.items() if config.uses_reward)
-                message = f"there is no reward, but objective {using} learns from rewards; add one"
-                self.report(("reward",), message)
+        using = [label for label, config in recipe.objective.items() if config.uses_reward]
+        if using and not (recipe.reward or rewards_injected):
+            names = ", ".join(using)
+            message = f"there is no reward, but objective {names} learns from rewards; add one"
+            self.report(("reward",), message)
 
     def _objective(self, label: str, config: ObjectiveConfig, view: "View") -> None:
         route = ("objective", label)
@@ -324,9 +322,7 @@ class _Judge:
     def _other_view(self, config: ObjectiveConfig) -> str:
         """``, or view: bound`` where the objective has a view that this policy can give."""
         field = type(config).model_fields.get("view")
-        given = (self.policy.provides() if self.policy else frozenset()) | (
-            self.sampler.provides() if self.sampler else frozenset()
-        )
+        given = _provided(self.policy) | _provided(self.sampler)
         supervised = self.sampler is not None and self.sampler.supervised
         for view in get_args(field.annotation) if field else ():
             other = _example(type(config), config, view=view)
@@ -353,8 +349,6 @@ class _Judge:
             return
         given = self.policy.provides() & MEDIA
         if not given & config.media:
-            judged = " and ".join(sorted(m.value for m in config.media)) or "nothing"
-            made = " and ".join(sorted(m.value for m in given)) or "no declared medium"
             fitting = [
                 name
                 for name, schema in self.recipe.registry.rewards.items()
@@ -362,8 +356,8 @@ class _Judge:
             ]
             self.report(
                 route,
-                f"{self.name(config)} judges {judged}, but {self.name(self.policy)} makes {made}. "
-                f"{_choose(fitting)}",
+                f"{self.name(config)} judges {_media(config.media)}, but "
+                f"{self.name(self.policy)} makes {_media(given)}. {_choose(fitting)}",
             )
         for capability in sorted(config.needs(), key=list(Capability).index):
             self._need(route, config, capability)
@@ -420,6 +414,10 @@ class _Judge:
             recipe.digest()
         except RecipeError as error:
             self.problems.append(Problem("", "", str(error)))
+
+
+def _media(media: frozenset[Capability]) -> str:
+    return " and ".join(sorted(medium.value for medium in media)) or "no declared medium"
 
 
 def _choose(names: list[str]) -> str:

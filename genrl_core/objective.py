@@ -43,9 +43,9 @@ class Objective(ABC):
     Attributes:
         view: which numbers of the rollout it wants; an instance may set it, and None takes the view
             of the other objectives of the recipe.
-        needs: optional fields of ``Batch`` that it reads: ``reference``, ``kl_reference``,
-            ``kl_old`` (KL of the drawing weights from the current ones), ``entropy``, ``value``,
-            and ``old`` where an earlier evaluation of a bound or a matching error is wanted.
+        needs: optional fields of ``Batch`` that it reads. In the views ``steps`` and ``bound``
+            ``reference`` and ``old``, in ``steps`` also ``kl_reference``, ``kl_old`` (KL of the
+            drawing weights from the current ones), ``entropy`` and ``value``.
         separable: whether the loss is a sum over terms, so that the parts of a chunked batch add
             up to it. False for whatever couples terms or samples inside the gradient.
         draw_with: the weight slot whose samples it learns from.

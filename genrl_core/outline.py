@@ -1,6 +1,8 @@
 """What each recipe combines, at a glance: its files read, nothing checked or built.
 
-Listing must be quick, so files are read by libyaml where PyYAML has it, and each only once.
+Listing must be quick (`genrl ls` has half a second), so files are read by libyaml where PyYAML has
+it, each only once, and nothing but names is merged: with `recipe.read_document` and `reader.merge`
+sixty recipes take 0.14 s in place of 0.02 s.
 """
 
 import re

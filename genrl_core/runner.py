@@ -12,7 +12,7 @@ import torch
 
 from genrl_core import checkpoint
 from genrl_core.collect import draw
-from genrl_core.errors import CheckpointError, GenRLError, RecipeError
+from genrl_core.errors import CheckpointError, RecipeError
 from genrl_core.evaluate import Evaluation
 from genrl_core.pictures import Column, sheet
 from genrl_core.plan import plan_of
@@ -293,10 +293,13 @@ def sample(
     Images become one PNG with a row per prompt, texts one text file.
 
     Raises:
-        GenRLError: there is nothing to draw from, or ``out`` exists.
+        GenRLError: there is nothing to draw from.
+        RecipeError: ``out`` exists, or it cannot be written.
     """
     if out.exists():
-        raise GenRLError(f"{out} exists: choose another --out")
+        raise RecipeError(f"{out} exists: choose another --out")
+    if not out.parent.is_dir():
+        raise RecipeError(f"there is no folder {out.parent}: make it, or choose another --out")
     folder = Path(source)
     is_run = (folder / RESOLVED_FILE).is_file()
     recipe = load_recipe(folder / RESOLVED_FILE if is_run else source, overrides, registry)
@@ -315,5 +318,9 @@ def sample(
         out.write_text("".join(f"{p.text}\t{t}\n" for p, t in pairs), encoding="utf-8")
     else:
         column = Column(recipe.name, media, plan.sample_prompts(), {})
-        sheet([column], recipe.name, len(asked), num).save(out)
+        try:
+            sheet([column], recipe.name, len(asked), num).save(out)
+        except (OSError, ValueError) as error:
+            message = f"{out} cannot be written: {error}; choose an --out that ends in .png"
+            raise RecipeError(message) from error
     return out

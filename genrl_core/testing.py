@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genrl_core.collect import draw
 from genrl_core.config import AdvantageConfig
@@ -156,8 +156,3 @@ def _grid(calls: int, samples: int) -> tuple[Tensor, Tensor]:
 
 def _gap(first: Tensor, second: Tensor, mask: Tensor) -> float:
     return float((first - second)[mask].abs().max())
-
-
-def parameters_of(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of all parameters by name."""
-    return {name: p.detach().clone() for name, p in module.named_parameters()}

@@ -21,13 +21,14 @@ from genrl_core.filters import GroupFilter
 from genrl_core.negotiate import negotiate, resolve_views
 from genrl_core.plan import training_plan
 from genrl_core.policy import Policy
+from genrl_core.preparation import Side, sides_of
 from genrl_core.prompts import load_prompts
 from genrl_core.recipe import Recipe, load_recipe
 from genrl_core.records import Media, Plan, Prompt
 from genrl_core.reward import Reward
 from genrl_core.runtime import Runtime
 from genrl_core.sampler import Sampler
-from genrl_core.update import Learner, Side, sides_of
+from genrl_core.update import Learner
 from genrl_core.weights import Slots, fingerprint
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -99,6 +100,12 @@ class Trainer:
         self._followers: dict[str, FollowConfig] = {}
         if "old" in draws or "old" in mixed or "kl_old" in needs:
             self._followers["old"] = recipe.weights.old
+        if "kl_old" in needs and "old" not in draws and recipe.weights.old.decay > 0:
+            raise RecipeError(
+                f"{recipe.place('weights', 'old')}: weights.old: decay is "
+                f"{recipe.weights.old.decay:g}, but the trust region is around the weights that "
+                "drew the samples, the current ones here: leave weights.old out"
+            )
         if recipe.weights.ema is not None:
             self._followers["ema"] = recipe.weights.ema
         for name in self._followers:

@@ -12,11 +12,12 @@ from genrl_core.collect import Rollout
 from genrl_core.config import AdvantageConfig, TrainConfig
 from genrl_core.objective import Objective
 from genrl_core.policy import Policy
+from genrl_core.preparation import Prepared, Side, sides_of
 from genrl_core.records import Media, Plan, Prompt, Trajectory
 from genrl_core.runtime import Runtime
 from genrl_core.sampler import Sampler
 from genrl_core.toys import ToyReward
-from genrl_core.update import Learner, Prepared, Side, sides_of
+from genrl_core.update import Learner
 from genrl_core.weights import Slots
 
 

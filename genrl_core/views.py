@@ -17,6 +17,11 @@ def _blank(batch: Batch, names: Sequence[str], rows: int) -> Tensors:
     return {name: known if name == "log_probs" else zero for name in names}
 
 
+def _padded(found: Tensor, terms: int) -> Tensor:
+    """``[R, <= M]`` to ``[R, M]``: 0 for the terms that no sample of this rank has."""
+    return torch.nn.functional.pad(found, (0, terms - found.shape[1]))
+
+
 def _rows(corruption: Tensors, k: Tensor, b: Tensor) -> Tensors:
     """The rows (draw, sample) of what the policy itself reads of a corruption."""
     return {n: t[k, b] for n, t in corruption.items() if n not in ("weight", "events")}
@@ -24,23 +29,25 @@ def _rows(corruption: Tensors, k: Tensor, b: Tensor) -> Tensors:
 
 @dataclass(frozen=True)
 class StepsView:
-    """Log-densities of the sampled trajectory, with KL, entropy and value where asked for."""
+    """Log-densities of the sampled trajectory, with KL, entropy and value where asked for.
+
+    Attributes:
+        calls, per_call: K and M of all ranks' samples; this rank's may have fewer terms.
+    """
 
     policy: Policy
     sampler: Sampler
     trajectory: Trajectory
     want: frozenset[str]
     others: Others
-
-    @property
-    def calls(self) -> int:
-        return self.trajectory.terms.calls
+    calls: int
+    per_call: int
 
     def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
         device = self.trajectory.terms.log_probs.device
         k, b = k.to(device), b.to(device)
         scored = self.sampler.score(self.policy, self.trajectory, k, b, self.want, self.others)
-        return scored.named()
+        return {name: _padded(found, self.per_call) for name, found in scored.named().items()}
 
     def blank(self, batch: Batch) -> Tensors:
         return _blank(batch, sorted(self.want), batch.log_probs.shape[0])
@@ -55,29 +62,18 @@ class BoundView:
 
     The M terms of the draws are all separate, ``[D * M, B]``, or with ``policy.combine_draws`` M
     weighted means over the draws, ``[M, B]``; a term that a draw lacks counts as 0 in its mean.
+    ``per_draw`` is M of all ranks' samples.
     """
 
     policy: Policy
     trajectory: Trajectory
     corruption: Tensors
     draws: int
+    per_draw: int
 
     @property
     def calls(self) -> int:
         return self.draws
-
-    @property
-    def weight(self) -> Tensor | None:
-        """``[D, b]``: the importance of each draw, for this rank's samples."""
-        return self.corruption.get("weight")
-
-    @property
-    def events(self) -> Tensor:
-        """``[D, M, b]`` int64: what each term sums over, for this rank's samples; 0 for no term."""
-        given = self.corruption.get("events")
-        if given is None:
-            return torch.ones(self.draws, 1, len(self.trajectory), dtype=torch.int64)
-        return given.transpose(1, 2).cpu()
 
     def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
         corruption = _rows(self.corruption, k, b)
@@ -85,10 +81,10 @@ class BoundView:
         found = self.policy.bound(final, cond, corruption).log_probs
         if found is None:
             raise ValueError(f"{type(self.policy).__name__}.bound gave no log_probs")
-        return {"log_probs": found}
+        return {"log_probs": _padded(found, self.per_draw)}
 
     def blank(self, batch: Batch) -> Tensors:
-        return _blank(batch, ["log_probs"], self.draws * self.events.shape[1])
+        return _blank(batch, ["log_probs"], self.draws * self.per_draw)
 
     def insert(self, batch: Batch, values: Tensors) -> Batch:
         draws = values["log_probs"]

@@ -43,6 +43,7 @@ TRAINER = "tests/core/test_trainer.py::"
 REWARD_VIEW = "tests/core/test_reward_view.py::"
 FAULTS = "tests/core/test_learner_faults.py::"
 CHECKPOINT = "tests/core/test_checkpoint.py::"
+VIEWS = "tests/core/test_learner_views.py::"
 RECIPE = "tests/core/test_recipe.py::"
 NEGOTIATE = "tests/core/test_negotiate.py::"
 STEPS = "tests/plugins/masked/test_transitions.py::"
@@ -205,7 +206,7 @@ MUTATIONS = (
     Mutation(
         "terms_that_do_not_exist",
         "positions that a draw does not mask count as terms of the bound",
-        "genrl_core/update.py",
+        "genrl_core/preparation.py",
         "ones, mask = torch.ones_like(weight), events > 0",
         "ones, mask = torch.ones_like(weight), events > -1",
         BOUNDS + "test_terms_are_the_masked_positions",
@@ -305,8 +306,8 @@ MUTATIONS = (
         "double_division",
         "B10: the loss, a mean already, is divided by the number of chunks again",
         "genrl_core/gradient.py",
-        "                value.backward()",
-        "                (value / len(chunks)).backward()",
+        "            value.backward()",
+        "            (value / len(chunks)).backward()",
         TWO_PASS + "test_two_passes_equal_one",
     ),
     Mutation(
@@ -321,7 +322,7 @@ MUTATIONS = (
         "stale_leaf",
         "the recorded log-densities serve as the leaf of later updates too",
         "genrl_core/update.py",
-        "fresh = rollout.on_policy and update == 0 and first == 0",
+        "fresh = rollout.on_policy and not history",
         "fresh = rollout.on_policy",
         TRAINER + "test_a_second_update_moves_ratios_and_clips",
         error="GenRLError",
@@ -347,7 +348,7 @@ MUTATIONS = (
     Mutation(
         "importance_dropped",
         "train.steps.importance changes the denominators and leaves the weights at 1",
-        "genrl_core/update.py",
+        "genrl_core/preparation.py",
         "weight=weight if terms.weight is None",
         "weight=ones if terms.weight is None",
         FAULTS + "test_importance_weights_make_up_for_the_calls_left_out",
@@ -432,6 +433,82 @@ MUTATIONS = (
         "math.inf if limit is None else limit",
         "math.inf",
         FAULTS + "test_gradients_are_clipped_to_their_norm",
+    ),
+    Mutation(
+        "gradients_kept_in_memory",
+        "the gradients of a step are alive while the next samples are drawn",
+        "genrl_core/update.py",
+        "        # Their memory is the next rollout's.\n"
+        "        self._optimizer.zero_grad(set_to_none=True)\n",
+        "",
+        VIEWS + "test_no_gradient_is_kept_while_the_next_samples_are_drawn",
+    ),
+    Mutation(
+        "metric_of_one_view_alone",
+        "of two views with a metric of one name only the later one's is logged",
+        "genrl_core/update.py",
+        "found[full if name in found else name]",
+        "found[name]",
+        VIEWS + "test_a_metric_of_one_view_does_not_hide_that_of_another",
+    ),
+    Mutation(
+        "entropy_of_nothing",
+        "a minibatch without valid samples makes the iteration's entropy NaN",
+        "genrl_core/update.py",
+        "if batch.entropy is not None and trained.any():",
+        "if batch.entropy is not None:",
+        VIEWS + "test_a_minibatch_without_a_reward_has_no_entropy_to_report",
+    ),
+    Mutation(
+        "fewer_minibatches_than_asked",
+        "five groups in four minibatches make three optimizer steps",
+        "genrl_core/update.py",
+        "order.tensor_split(min(self._train.num_minibatches, groups))",
+        "order.split(math.ceil(groups / self._train.num_minibatches))",
+        VIEWS + "test_there_are_as_many_optimizer_steps_as_minibatches",
+    ),
+    Mutation(
+        "calls_of_one_rank",
+        "rows are placed by this rank's number of calls, not by that of all ranks",
+        "genrl_core/preparation.py",
+        "self.others, terms.calls, per_call",
+        "self.others, rollout.trajectory.terms.calls, per_call",
+        VIEWS + "test_terms_of_other_ranks_change_nothing_here",
+        error="RuntimeError",
+    ),
+    Mutation(
+        "field_not_given",
+        "a view that has no reference hands zeros to an objective that asks for one",
+        "genrl_core/preparation.py",
+        "given = _GIVEN.get(view, frozenset())",
+        "given = objective.needs",
+        VIEWS + "test_a_field_that_the_view_does_not_give_is_refused",
+    ),
+    Mutation(
+        "region_around_lagging_weights",
+        "the trust region is around weights that drew nothing",
+        "genrl_core/trainer.py",
+        "recipe.weights.old.decay > 0:",
+        "recipe.weights.old.decay > 1:",
+        VIEWS + "test_a_trust_region_is_around_the_weights_that_draw",
+    ),
+    Mutation(
+        "data_that_teach_nothing",
+        "data without a reward train an objective that learns from rewards: nothing, silently",
+        "genrl_core/negotiate.py",
+        "if using and not (recipe.reward or rewards_injected):",
+        "if using and not (recipe.reward or rewards_injected"
+        " or (self.sampler and self.sampler.supervised)):",
+        NEGOTIATE + "test_data_have_no_reward_to_learn_from",
+    ),
+    Mutation(
+        "bound_by_its_terms",
+        "the score of a pair is the mean over the terms of a bound in place of the mean of bounds",
+        "plugins/genrl_objectives/preference.py",
+        "return gap / (batch.step.max() + 1)",
+        "return gap / batch.events.sum(0, keepdim=True).clamp(min=1)",
+        "tests/plugins/objectives/test_presets.py::"
+        "test_a_bound_in_pieces_is_preferred_like_one_in_one",
     ),
     Mutation(
         "slot_left_active",

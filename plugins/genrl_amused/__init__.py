@@ -1,1 +1,55 @@
-"""aMUSEd, a masked text-to-image model of diffusers (arXiv 2401.01808)."""
+"""aMUSEd, a masked text-to-image model of diffusers (arXiv 2401.01808).
+
+This entry module holds the config and the hook only and loads no torch.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from genrl_core import PolicyConfig, hookimpl
+from genrl_masked import MaskedPolicyConfig
+
+if TYPE_CHECKING:
+    from genrl_amused.policy import AmusedPolicy
+
+
+class AmusedConfig(MaskedPolicyConfig):
+    """aMUSEd, a masked text-to-image transformer, from a folder or the hub."""
+
+    paper: ClassVar[str] = "arXiv 2401.01808"
+    loads_weights: ClassVar[bool] = True
+
+    base: str | None = Field(
+        None,
+        description="folder or hub id that is loaded first, text encoder and decoder included, "
+        "where weights are GenRL's own (a run, a checkpoint, recipe:NAME); silent: weights itself "
+        "is the model, for example amused/amused-256 or amused/amused-512",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of the transformer; its text encoder and its decoder, which overflows in half "
+        "precision, stay float32, and so do densities",
+    )
+    attention: Literal["auto", "sdpa", "xformers", "flash"] = Field(
+        "auto",
+        description="what computes the transformer's attention: torch's own choice (sdpa), "
+        "xformers, torch's flash kernel alone (flash), or the first of xformers and sdpa that a "
+        "call on this machine finds able (auto)",
+    )
+    aesthetic_score: Annotated[float, Field(ge=0, le=10)] = Field(
+        6.0, description="LAION aesthetic score that the network is told to aim at, 0 to 10"
+    )
+
+    def build(self) -> "AmusedPolicy":
+        from genrl_amused.policy import AmusedPolicy
+
+        return AmusedPolicy(self)
+
+
+@hookimpl
+def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
+    """The policy of aMUSEd."""
+    register("amused", AmusedConfig)

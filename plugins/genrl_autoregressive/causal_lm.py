@@ -1,6 +1,7 @@
 """Any causal language model of transformers, in its published format, with its tokenizer."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -85,7 +86,8 @@ class CausalLm(TransformersPolicy):
         """Token ids and their mask, padded with 0 at the end: ``[B, P]`` each."""
         width = max(map(len, rows))
         device = next(self.network.parameters()).device
-        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+        padded = [[*row, *[0] * (width - len(row))] for row in rows]
+        ids = torch.tensor(padded, dtype=torch.int64, device=device)  # also where all are empty
         lengths = torch.tensor([len(row) for row in rows], device=device)
         return ids, torch.arange(width, device=device) < lengths.unsqueeze(1)
 
@@ -94,6 +96,11 @@ def _load(source: str, config: "CausalLmConfig") -> tuple[Any, Any]:
     """The network in evaluation mode, all dropout taken out, and the tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+        raise RecipeError(
+            f"policy.weights: there is no folder {source}. Give one with config.json, "
+            "model.safetensors and a tokenizer, or a hub id"
+        )
     shared: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
     shared = {name: value for name, value in shared.items() if value is not None}
     try:

@@ -24,10 +24,10 @@ from genrl_autoregressive.policy import (
     within,
 )
 from genrl_core import (
-    GenRLError,
     Others,
     Plan,
     Policy,
+    RecipeError,
     Sampler,
     Scored,
     Tensors,
@@ -66,16 +66,16 @@ class TokenSampler(Sampler):
         """T, how many tokens a sample has at the most.
 
         Raises:
-            GenRLError: neither sampler nor policy says it, or they disagree.
+            RecipeError: neither sampler nor policy says it, or they disagree.
         """
         asked, fixed = self.config.max_new_tokens, policy.num_tokens
         if asked is None and fixed is None:
-            raise GenRLError(
+            raise RecipeError(
                 "sampler.max_new_tokens is missing: this policy's samples have no fixed number of "
                 "tokens; add `max_new_tokens: 64` under `sampler`"
             )
         if asked is not None and fixed is not None and asked != fixed:
-            raise GenRLError(
+            raise RecipeError(
                 f"sampler.max_new_tokens is {asked}, but a sample of this policy has {fixed} "
                 "tokens: leave it out"
             )

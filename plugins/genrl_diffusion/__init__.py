@@ -37,6 +37,13 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Shift = Annotated[float, Field(ge=1e-3, le=1e3)]
+
+
+ONLY_STEP = (
+    "the only step is the last one, which adds no noise with final_step: denoise; take "
+    "num_inference_steps: 2 or more, or final_step: kernel"
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -130,10 +137,10 @@ class RolloutConfig(SamplerConfig):
         description="denoising steps: network calls per sample",
         json_schema_extra={"propose": 10},
     )
-    shift: Positive = Field(
+    shift: Shift = Field(
         1.0,
         description="s in sigma -> s sigma / (1 + (s - 1) sigma), which for s > 1 spends more "
-        "steps on high noise; for flow matching only",
+        "steps on high noise; 0.001 to 1000, for flow matching only",
     )
     guidance_scale: NonNegative = Field(
         1.0, description="s in uncond + s (cond - uncond), on predictions; 1 is off and costs one "
@@ -222,6 +229,8 @@ class DiffusionSamplerConfig(RolloutConfig):
         if self.window is None:
             return self
         first, end = self.window_range
+        if self.noisy_steps == 0:
+            raise ValueError(f"window says which steps have noise, and {ONLY_STEP}")
         if not 0 <= first < end <= self.noisy_steps or end - first < self.window.size:
             raise ValueError(
                 f"a window of {self.window.size} steps does not fit into [{first}, {end}) of the "
@@ -233,6 +242,15 @@ class DiffusionSamplerConfig(RolloutConfig):
     def provides(self) -> frozenset[Capability]:
         closed = {Capability.STEP_LOGP, Capability.STEP_KL}
         return super().provides() | (closed if self.stochastic else set())
+
+    def lacks(self, capability: Capability) -> str:
+        reason = super().lacks(capability)
+        if capability not in (Capability.STEP_LOGP, Capability.STEP_KL):
+            return reason
+        if self.noisy_steps == 0:
+            return ONLY_STEP
+        silent = [knob for knob in ("noise", "eta") if getattr(self, knob, None) == 0]
+        return f"{silent[0]} is 0, and {reason}" if silent else reason
 
     def build(self) -> "KernelSampler":
         from genrl_diffusion.sampler import KernelSampler

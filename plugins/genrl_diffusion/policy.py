@@ -228,7 +228,9 @@ class FlowPolicy(DiffusionPolicy):
         overrides this method.
         """
         time = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
-        return shift * time / (1 + (shift - 1) * time)
+        # 1 + (shift - 1) t would round pure noise to a level beside 1, where the noise of
+        # flow_sde has its pole.
+        return shift * time / (shift * time + (1 - time))
 
     def time_at(self, share: Tensor) -> Tensor:
         least = LEAST_TIME if self.config.bound.weighting == "elbo" else 0.0

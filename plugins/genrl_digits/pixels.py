@@ -87,6 +87,12 @@ def network_of(config: DigitsPixelsConfig) -> DigitsMlp:
     return network.eval()
 
 
+def linear_modules(network: DigitsMlp) -> tuple[str, ...]:
+    """What LoRA adapts: all linear modules but the value head, by their full names."""
+    found = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
+    return tuple(name for name in found if name != "value_head")
+
+
 class DigitsPixels(DiffusionPolicy):
     """Words as the condition and pixels as the latents, whatever the network predicts.
 
@@ -137,7 +143,9 @@ class DigitsDiffusionPolicy(DigitsPixels, FlowPolicy):
     """Flow matching: the network predicts the velocity."""
 
     def __init__(self, config: DigitsDiffusionConfig):
-        super().__init__(config, network_of(config), SHAPE)
+        network = network_of(config)
+        super().__init__(config, network, SHAPE)
+        self.lora_targets = linear_modules(network)
 
     def velocity(self, x: Tensor, time: Tensor, cond: Tensors) -> Tensor:
         return self._ask(x, time, cond)[0]
@@ -162,3 +170,4 @@ class DigitsDiffusionVpPolicy(DigitsPixels, VariancePreservingPolicy):
         super().__init__(
             config, network, SHAPE, (1 - betas).cumprod(0), "epsilon", timestep_spacing="trailing"
         )
+        self.lora_targets = linear_modules(network)

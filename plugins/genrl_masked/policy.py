@@ -139,7 +139,7 @@ class MaskedPolicy(Policy):
             mean: Tensor = -found.masked_fill(~masked, 0.0).sum(-1) / masked.sum(-1).clamp(min=1)
             return mean
 
-        return Matching(self.logits(canvas, cond), error)
+        return Matching(_at_least_float32(self.logits(canvas, cond)), error)
 
     def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
         """The log-probabilities of the n masked positions, as a sum or one by one: ``[R, M]``.

@@ -83,7 +83,8 @@ def release_chances(
     if num_steps < 1:
         raise ValueError(f"no schedule in {num_steps} steps")
     left = [masked_fraction(step / num_steps, schedule, power) for step in range(num_steps)]
-    return (*(1 - after / before for before, after in pairwise(left)), 1.0)
+    # Where a steep schedule rounds to nothing left, nothing is left to release.
+    return (*(1 - after / before if before else 1.0 for before, after in pairwise(left)), 1.0)
 
 
 @lru_cache(maxsize=256)

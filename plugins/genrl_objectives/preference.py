@@ -53,21 +53,24 @@ class Dpo(Objective):
         if config.level == "sequence" or self.view == "bound":
             gap = gap * batch.weight
         gap = torch.where(batch.mask, gap, torch.zeros_like(gap))
+        if config.over == "sum" and self.view == "bound" and config.level == "sequence":
+            return gap / (batch.step.max() + 1)  # of a bound the step is the draw
+        if config.over == "sum":
+            return gap
         events = torch.where(batch.mask, batch.events, torch.zeros_like(batch.events))
         if config.level == "sequence":
             events = events.sum(0, keepdim=True)
-        averaged = config.over == "mean" or (self.view == "bound" and config.level == "sequence")
-        return gap / events.clamp(min=1) if averaged else gap
+        return gap / events.clamp(min=1)
 
 
 class Dgpo(Objective):
     """Group preference on bounds (arXiv 2510.08425): ``sg(sigmoid(u)) A e``, reduced.
 
-    ``e = -log p`` and ``u = beta mean_G(A (e - e_reference))``, draw by draw: up to the factor beta
-    the gradient of ``-log sigmoid(-u)``, the chance that the group's good samples beat its bad
-    ones. ``epsilon`` drops terms whose ratio to the weights before this iteration left its range
-    the way the advantage pushes. The paper shares time and noise inside a group: that is the
-    corruption's affair.
+    ``e = -log p`` and ``u = beta mean_G(A (e - e_reference))``, term by term, which is draw by draw
+    where a bound has one term: up to the factor beta the gradient of ``-log sigmoid(-u)``, the
+    chance that the group's good samples beat its bad ones. ``epsilon`` drops terms whose ratio to
+    the weights before this iteration left its range the way the advantage pushes. The paper shares
+    time and noise inside a group: that is the corruption's affair.
     """
 
     separable = False

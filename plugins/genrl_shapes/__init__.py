@@ -1,1 +1,107 @@
-"""A compositional world of coloured shapes with an exact verifier: the Mask-GRPO paper in miniature."""
+"""A compositional world of coloured shapes and its verifier: the Mask-GRPO paper in miniature.
+
+No download and no GPU: scenes are drawn by rule, 30 x 30 pixels in five colours, and prompts ask
+for them in GenEval's six categories. This entry module holds configs and hooks only and loads
+neither torch nor scikit-learn.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from genrl_core import Capability, PolicyConfig, RewardConfig, SamplerConfig, hookimpl
+from genrl_masked import MaskedPolicyConfig
+
+if TYPE_CHECKING:
+    from genrl_shapes.judge import ShapesJudge
+    from genrl_shapes.policy import ShapesMaskedPolicy
+    from genrl_shapes.sampler import ShapesDataSampler
+    from genrl_shapes.verifier import ShapesVerifier
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class ShapesMaskedConfig(MaskedPolicyConfig):
+    """A transformer of 184,000 parameters over 36 codes of 5 x 5 pixels, prompted by 7 words."""
+
+    masks_prompts: ClassVar[bool] = True
+    width: Count = Field(64, description="channels of the transformer, a multiple of heads")
+    layers: Count = Field(3, description="transformer blocks")
+    heads: Count = Field(4, description="attention heads")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "ShapesMaskedConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+    def build(self) -> "ShapesMaskedPolicy":
+        from genrl_shapes.policy import ShapesMaskedPolicy
+
+        return ShapesMaskedPolicy(self)
+
+
+class ShapesDataConfig(SamplerConfig):
+    """Scenes that show what the prompts ask for and nothing else, for supervised training."""
+
+    paradigm: ClassVar[str] = "masked"
+    supervised: ClassVar[bool] = True
+    gives: ClassVar[Capability | None] = Capability.IMAGE
+
+    def build(self) -> "ShapesDataSampler":
+        from genrl_shapes.sampler import ShapesDataSampler
+
+        return ShapesDataSampler()
+
+
+class ShapesVerifierConfig(RewardConfig):
+    """Whether the objects found in the pixels are those that the prompt asks for, 0 to 1."""
+
+    paper = "arXiv 2310.11513, its six categories, on shapes that can be found without a network"
+    form: Literal["dense", "strict"] = Field(
+        "dense",
+        description="strict: 1 where the image has the objects asked for, in colour and relation, "
+        "and nothing else, else 0; dense: the share of that which is there, 0 to 1, less for what "
+        "should not be there; 1 in the same images",
+    )
+    shuffle: bool = Field(
+        default=False,
+        description="the control that must fail: ask each image for a random request of the "
+        "prompt's category, picked by a hash of its own pixels, instead of the prompted one",
+    )
+
+    def build(self) -> "ShapesVerifier":
+        from genrl_shapes.verifier import ShapesVerifier
+
+        return ShapesVerifier(form=self.form, shuffle=self.shuffle)
+
+
+class ShapesJudgeConfig(RewardConfig):
+    """1 where a classifier trained on other renderings sees just what the prompt asks for."""
+
+    evaluation_only: ClassVar[bool] = True
+
+    def build(self) -> "ShapesJudge":
+        from genrl_shapes.judge import ShapesJudge
+
+        return ShapesJudge()
+
+
+@hookimpl
+def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
+    """The policy."""
+    register("shapes_masked", ShapesMaskedConfig)
+
+
+@hookimpl
+def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> None:
+    """The data."""
+    register("shapes_data", ShapesDataConfig)
+
+
+@hookimpl
+def register_rewards(register: Callable[[str, type[RewardConfig]], None]) -> None:
+    """The verifier and the judge."""
+    register("shapes_verifier", ShapesVerifierConfig)
+    register("shapes_judge", ShapesJudgeConfig)

@@ -128,6 +128,7 @@ def test_files_that_are_no_recipe(kind: str, verb: str, capsys: pytest.CaptureFi
         (["cp", "base.yaml", "no/such/folder.yaml"], "cannot be written"),
         (["sample", "base.yaml"], "Missing option"),
         (["sample", "nowhere.yaml", "--prompt", "x", "--out", "x.png"], "does not exist"),
+        (["sample", "base.yaml", "--prompt", "x", "--out", "no/x.png"], "there is no folder no"),
     ],
 )
 def test_wrong_arguments(

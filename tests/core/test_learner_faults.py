@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core import update
+from genrl_core import preparation
 from genrl_core.collect import Rollout, draw
 from genrl_core.objective import Objective
 from genrl_core.plan import permutation, plan_of, training_plan
@@ -61,7 +61,7 @@ def test_importance_weights_make_up_for_the_calls_left_out(monkeypatch: pytest.M
             chosen = torch.arange(calls).unsqueeze(1).expand(calls, len(streams)) == call
             return chosen, torch.full(chosen.shape, float(calls))
 
-        monkeypatch.setattr(update, "choose_calls", one)
+        monkeypatch.setattr(preparation, "choose_calls", one)
         steps = {"choose": "random", "count": 1, "importance": True}
         parts.append(moved(*setting(steps=steps)))
     assert everything.norm() > 0.1
@@ -121,6 +121,10 @@ def test_no_gradient_is_left_over_for_the_next_step() -> None:
     before = table.clone()
     first = moved(learner, rollout, table)
     table.copy_(before)
+    torch.testing.assert_close(moved(learner, rollout, table), first, rtol=0, atol=0)
+    table.copy_(before)
+    (parameter,) = learner._policy.network.parameters()
+    parameter.grad = torch.ones_like(parameter)  # of an injected policy that was trained before
     torch.testing.assert_close(moved(learner, rollout, table), first, rtol=0, atol=0)
 
 

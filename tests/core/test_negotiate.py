@@ -202,6 +202,13 @@ def test_a_supervised_recipe_needs_no_reward(load: Load) -> None:
     negotiate(load("sampler.use=mint", "objective={fit: {}, clip: null}", "reward=null"))
 
 
+def test_data_have_no_reward_to_learn_from(load: Load) -> None:
+    """Without one every advantage is 0, and the run would train nothing and say nothing."""
+    recipe = load("sampler.use=mint", "objective={fit: {}, clip: {view: bound}}", "reward=null")
+    with pytest.raises(RecipeError, match="no reward, but objective clip learns from rewards"):
+        negotiate(recipe)
+
+
 def test_views_are_resolved_from_the_neighbours(load: Load) -> None:
     assert resolve_views(load("objective.near={}")) == {"clip": "steps", "near": "steps"}
     bound = load("objective.clip.view=bound", "objective.near={}")

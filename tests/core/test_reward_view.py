@@ -13,6 +13,7 @@ from genrl_core.negotiate import find_problems, resolve_views
 from genrl_core.objective import Objective, Replay
 from genrl_core.plan import plan_of
 from genrl_core.policy import Policy
+from genrl_core.preparation import sides_of
 from genrl_core.recipe import Recipe
 from genrl_core.records import Batch, Plan, Prompt, Streams, Tensors, Trajectory
 from genrl_core.reward import Reward
@@ -21,7 +22,7 @@ from genrl_core.sampler import Sampler
 from genrl_core.testing import ToyGaussian, ToyGaussianSampler, ToyReward, learner_for, rollout_of
 from genrl_core.toys import DEVIATION, STEPS
 from genrl_core.trainer import Trainer
-from genrl_core.update import Learner, sides_of
+from genrl_core.update import Learner
 from genrl_objectives import GrpoConfig, KlConfig, RewardGradientConfig
 
 PROMPTS = tuple(Prompt(str(i), "toy") for i in range(3))
@@ -273,7 +274,8 @@ def test_rewards_are_weighted_and_left_out_where_they_do_not_apply() -> None:
     absent = torch.zeros_like(rollout.reward)
     absent[4:9] = torch.nan
     other = Double()
-    learner._rewards = {"toy": (0.5, ToyReward()), "other": (3.0, other)}
+    given = {"toy": (0.5, ToyReward()), "other": (3.0, other)}
+    learner._prepare = replace(learner._prepare, rewards=given)
     rollout = replace(rollout, rewards={"toy": (0.5, rollout.reward), "other": (3.0, absent)})
     found = update(learner, rollout)
     assert other.asked == len(absent) - 5
@@ -311,7 +313,6 @@ def test_objectives_of_two_views_add_up() -> None:
         learner._slots.freeze("reference")
         with learner._slots.active("reference"), torch.no_grad():
             learner._policy.network.table.add_(0.1)
-        learner._others["reference"] = lambda own=learner: own._slots.active("reference")
         found.append(update(learner, rollout))
     assert [side.view for side in setting(parts)[0]._sides] == ["reward", "steps"]
     expected_sum = found[1] + 1.5 * found[2] + 2.0 * found[3]
@@ -399,7 +400,8 @@ def test_a_broken_gradient_is_named(gradient: Callable[[Tensor], Tensor] | None,
 
 def test_a_reward_that_is_not_finite_skips_the_step() -> None:
     learner, rollout = setting([objective()])
-    learner._rewards = {"odd": (1.0, Odd(lambda x: x.flatten() / 0))}
+    odd = {"odd": (1.0, Odd(lambda x: x.flatten() / 0))}
+    learner._prepare = replace(learner._prepare, rewards=odd)
     _, problem = learner.learn(rollout, 0, 0)
     assert problem == "a differentiable reward is not finite"
 

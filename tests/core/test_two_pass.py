@@ -49,7 +49,7 @@ class ValueLoss(Objective):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         value, old = batch.need("value"), batch.need("old_value")
         near = old + (value - old).clamp(-0.1, 0.1)
-        target = batch.need("returns")
+        target = batch.reward
         error = torch.maximum((value - target).square(), (near - target).square())
         loss = batch.reduce(error, "token_mean")
         return loss, {"value_error": error}

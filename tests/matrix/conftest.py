@@ -22,7 +22,7 @@ CELLS = cells(REGISTRY)
 TRAINS = [cell for cell in CELLS if cell.verdict == "trains"]
 REFUSED = [cell for cell in CELLS if cell.verdict == "refused"]
 TOYS = [cell for cell in TRAINS if cell.policy in ("toy_sequence", "toy_canvas", "toy_gaussian")]
-LOADED_ONLY = {"causal_lm"}
+LOADED_ONLY = {"amused", "causal_lm", "showo"}
 """Policies that are nothing without weights from elsewhere."""
 SECONDS: dict[str, float] = {}
 """Processor time that the tests of a cell took; a cell of a toy is in three tests."""
@@ -43,7 +43,9 @@ def objective_of(cell: Cell) -> ObjectiveConfig:
 
 def tree_of(cell: Cell, prompts: Path) -> dict[str, Any]:
     """The cell's recipe over prompts that its policy understands."""
-    file = prompts.parent / "sums.jsonl" if "arithmetic" in cell.policy else prompts
+    worlds = {"arithmetic": "sums.jsonl", "shapes": "shapes.jsonl"}
+    other = next((file for world, file in worlds.items() if world in cell.policy), prompts.name)
+    file = prompts.parent / other
     tree = recipe_tree(REGISTRY, cell, prompts={"file": str(file)})
     assert tree is not None
     return tree
@@ -55,6 +57,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     digits = ['{"text": "a handwritten three", "digit": 3}', '{"text": "a drawn one", "digit": 1}']
     path.write_text("\n".join(digits) + "\n")
     (path.parent / "sums.jsonl").write_text('{"text": "1+2="}\n{"text": "3+4="}\n')
+    shapes = '{"text": "a red circle"}\n{"text": "two squares"}\n'
+    (path.parent / "shapes.jsonl").write_text(shapes)
     return path
 
 

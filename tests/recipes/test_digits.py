@@ -172,6 +172,13 @@ def test_quick_start_shows_what_happened(tmp_path: Path) -> None:
     assert picture.stat().st_size > 500
 
 
+def test_a_picture_of_an_unknown_kind_is_a_sentence(tmp_path: Path) -> None:
+    asked = ["--prompt", "a handwritten three", "--num", "1", "--out", str(tmp_path / "three.exe")]
+    said = genrl("sample", "digits/mask_grpo", "policy.weights=null", *asked, expect=2)
+    assert "three.exe cannot be written" in said and "ends in .png" in said
+    assert "Traceback" not in said
+
+
 def test_resume_through_the_command_line(tmp_path: Path) -> None:
     """Stopped after 2 of 4 iterations and resumed: weights and metrics are those of one run."""
     common = ["train.iterations=4", f"run.seed={SEED}", "evaluate.base_sweep={}", "run.threads=1",

@@ -100,6 +100,17 @@ def test_pickled_weights_are_refused(published, tmp_path):
         CausalLmConfig(weights=str(tmp_path)).build()
 
 
+def test_a_path_that_is_no_folder_is_no_hub_id(tmp_path):
+    with pytest.raises(RecipeError, match=r"there is no folder .*nothing\. Give one with config"):
+        CausalLmConfig(weights=str(tmp_path / "nothing")).build()
+
+
+def test_texts_without_a_token_are_still_ids(policy):
+    policy.end_tokens = ()
+    found = policy.tokenize(["", ""])
+    assert found["tokens"].dtype == torch.int64 and found["length"].tolist() == [0, 0]
+
+
 def test_lora_adapts_every_linear_module_but_the_head(policy):
     of = {
         "gpt2": ("c_attn", "c_fc", "c_proj"),

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare
 
 from genrl_autoregressive import TokenConfig, left_padded, teacher_forced
-from genrl_core import GenRLError, Plan, Prompt, Trajectory
+from genrl_core import GenRLError, Plan, Prompt, RecipeError, Trajectory
 from genrl_core.testing import check_sampler
 
 from .conftest import NETWORKS, PROMPTS, SYMBOLS
@@ -156,9 +156,9 @@ def test_several_end_tokens_and_none(make_ids, draw):
 def test_the_number_of_tokens_must_be_known_and_agree(make_table, make_ids):
     fixed, free = make_table(num_tokens=2), make_ids("gpt2")
     assert TokenConfig().build().limit(fixed) == 2
-    with pytest.raises(GenRLError, match="max_new_tokens is missing"):
+    with pytest.raises(RecipeError, match="max_new_tokens is missing"):
         TokenConfig().build().limit(free)
-    with pytest.raises(GenRLError, match="is 5, but a sample of this policy has 2"):
+    with pytest.raises(RecipeError, match="is 5, but a sample of this policy has 2"):
         TokenConfig(max_new_tokens=5).build().limit(fixed)
 
 

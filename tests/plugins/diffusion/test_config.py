@@ -9,6 +9,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from genrl_core import Capability, Registry, load_recipe
+from genrl_core.display import component_row
 from genrl_core.negotiate import find_problems
 from genrl_diffusion import (
     CpsConfig,
@@ -52,7 +53,11 @@ def test_densities_are_claimed_where_there_is_noise_and_only_there(schema):
     assert silent.provides() == {Capability.PREVIEW}
     assert schema(num_inference_steps=1).provides() == {Capability.PREVIEW}
     for capability in DENSITIES:
-        assert silent.lacks(capability) == "a deterministic sampler has no step density"
+        why = f"{knob} is 0, and a deterministic sampler has no step density"
+        assert silent.lacks(capability) == why
+        assert "take num_inference_steps: 2 or more" in schema(num_inference_steps=1).lacks(
+            capability
+        )
     assert "does not depend on the weights" in silent.lacks(Capability.ENTROPY)
 
 
@@ -85,6 +90,7 @@ def test_what_a_policy_gives():
         (FlowSdeConfig, {"noise": -0.1}), (CpsConfig, {"noise": 1.1}), (DdimConfig, {"eta": 1.5}),
         (DdimConfig, {"noise": 0.5}), (FlowSdeConfig, {"num_inference_steps": 0}),
         (FlowSdeConfig, {"shift": 0.0}), (FlowSdeConfig, {"guidance_scale": float("nan")}),
+        (FlowSdeConfig, {"shift": 1e20}),
         (FlowSdeConfig, {"storage": "float8"}), (FlowOdeConfig, {"noise": 0.1}),
         (DiffusersSolverConfig, {"scheduler": "euler"}),
         (DiffusersSolverConfig, {"solver_order": 4}), (FlowSdeConfig, {"temperature": 0.0}),
@@ -102,6 +108,19 @@ def test_wrong_values_are_refused(schema, wrong):
 def test_windows_that_do_not_fit_are_refused(window):
     with pytest.raises(ValidationError, match="does not fit into"):
         FlowSdeConfig(num_inference_steps=4, window=WindowConfig(**window))
+
+
+def test_a_window_with_one_step_alone_hears_what_has_no_noise():
+    with pytest.raises(ValidationError, match=r"the only step is the last one.*final_step: kernel"):
+        FlowSdeConfig(num_inference_steps=1, window=WindowConfig(size=1))
+
+
+def test_the_list_of_samplers_says_what_they_provide():
+    registry = Registry.discover()
+    rows = {name: component_row(registry, "sampler", name) for name in registry.samplers}
+    assert rows["flow_sde"]["provides"] == ["preview", "step_kl", "step_logp"]
+    assert rows["flow_ode"]["provides"] == ["preview"]
+    assert all(row["provides"] is not None for row in rows.values())
 
 
 def test_windows_need_noise():

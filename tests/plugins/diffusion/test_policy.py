@@ -6,7 +6,7 @@ from scipy.stats import kstest, norm
 
 from genrl_core import GenRLError, Objective, RecipeError
 from genrl_core.testing import learner_for, rollout_of
-from genrl_diffusion import DiffusionPolicy, FlowOdeConfig
+from genrl_diffusion import DiffusionPolicy, FlowOdeConfig, FlowSdeConfig
 
 PREDICTIONS = ["velocity", "epsilon", "v", "sample"]
 
@@ -30,6 +30,17 @@ def test_split_undoes_what_a_perfect_prediction_says(make_policy, prediction):
     x = spread(alpha, x0) * x0 + spread(sigma, x0) * eps
     found = policy.split(policy.target(x0, eps, alpha, sigma), x, alpha, sigma)
     torch.testing.assert_close(found, (x0, eps), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0.001, 0.01, 0.08, 0.1, 1.0, 1.15, 3.0, 17.3, 1000.0])
+def test_a_shifted_schedule_begins_at_pure_noise(make_policy, shift):
+    """Exactly: a level that rounding moved beside 1 has a noise of 1e8, or of a root of -1."""
+    policy, even = make_policy(), torch.linspace(1, 0, 8, dtype=torch.float64)
+    times = policy.times(7, shift)
+    assert times[0] == 1 and times[-1] == 0 and (times.diff() < 0).all()
+    torch.testing.assert_close(times, shift * even / (1 + (shift - 1) * even), rtol=1e-12, atol=0)
+    noisy = FlowSdeConfig(num_inference_steps=7, shift=shift, noise=1.0).build()
+    assert noisy.schedule(policy)["S"][0].item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

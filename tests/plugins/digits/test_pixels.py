@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from genrl_core import Capability, Plan, Prompt
+from genrl_core.config import LoraConfig
 from genrl_core.testing import check_sampler
+from genrl_core.weights import Slots
 from genrl_diffusion import DdimConfig, FlowSdeConfig, WindowConfig
 from genrl_digits import (
     DigitsDataDiffusionConfig,
@@ -168,3 +170,12 @@ def test_supervised_steps_lower_the_error(config):
     vp = policy.prediction == "epsilon"
     assert losses[0] == pytest.approx(0.37 if vp else 1.6, rel=0.2)
     assert losses[-1] < (0.95 if vp else 0.8) * losses[0]
+
+
+@pytest.mark.parametrize("config", BOTH)
+def test_adapters_take_every_linear_module_but_the_value_head(config):
+    policy = config(layers=2, value_head=True).build()
+    slots = Slots(policy, LoraConfig(rank=2))
+    adapted = {name.split(".lora_")[0] for name in slots.trainable if "lora_" in name}
+    blocks = {f"{kind}.{layer}" for kind in ("shifts", "up") for layer in (0, 1)}
+    assert adapted == blocks | {"time", "condition", "enter", "leave", "skip"}

@@ -127,7 +127,7 @@ def test_weights_without_a_head_are_taken_and_half_a_head_is_not() -> None:
         _load(plain.network, whole, "headed", plain.fresh_modules)
 
 
-@pytest.mark.parametrize("name", ["digits_masked", "digits_autoregressive"])
+@pytest.mark.parametrize("name", ["digits_masked", "digits_autoregressive", "digits_diffusion"])
 def test_beside_adapters_the_head_trains_in_full(name: str) -> None:
     policy = policy_of(name)
     slots = Slots(policy, LoraConfig(rank=2))
@@ -160,8 +160,6 @@ def ppo_recipe(tmp_path: Path) -> Callable[..., Any]:
 @pytest.mark.parametrize("name", ["ppo", "mask_ppo", "diffusion_ppo"])
 def test_ppo_trains_policy_and_head(ppo_recipe: Callable[..., Any], name: str, lora: bool) -> None:
     adapters = ["weights.lora={rank: 2}"] if lora else []
-    if lora and name == "diffusion_ppo":
-        adapters = ["weights.lora={rank: 2, target_modules: [condition, enter]}"]
     recipe = ppo_recipe(f"digits/{name}", "objective.kl={weight: 0.1}", *adapters)
     trainer = Trainer(recipe)
     before = {n: p.detach().clone() for n, p in trainer.slots.trainable.items()}

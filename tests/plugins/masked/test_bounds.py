@@ -367,7 +367,7 @@ def prepared(setting, objective="sft", fields=None, **bound):
     (side,) = learner._sides
     ready = learner.prepare(side, rollout, torch.zeros(6), 0)
     return ready, ready.view.insert(
-        ready.batch, learner._evaluate(ready.view, ready.batch, rollout)
+        ready.batch, learner._prepare._evaluate(ready.view, ready.batch, rollout)
     )
 
 

@@ -162,3 +162,18 @@ def test_matching_error_is_the_mean_cross_entropy_of_the_masked(make_policy):
 def test_draws_are_combined_where_the_config_says_so(make_policy):
     assert make_policy(combine=True).combine_draws
     assert not make_policy().combine_draws
+
+
+def test_logits_in_half_precision_are_normalised_in_float32(make_policy):
+    """As in the rollout: a network under autocast may answer in bfloat16."""
+    policy = make_policy(codebook_size=2, scale=2.0)
+    final, cond = {"tokens": SAMPLES}, {"prompt": torch.ones(len(SAMPLES), dtype=torch.int64)}
+    masked = torch.ones_like(SAMPLES, dtype=torch.bool)
+    canvas = torch.full_like(SAMPLES, MASK)
+    half = policy.logits(canvas, cond).detach().bfloat16()
+    policy.logits = lambda canvas, cond: half
+    found = policy.bound(final, cond, {"masked": masked}).log_probs
+    exact = half.double().log_softmax(-1).gather(-1, SAMPLES.unsqueeze(-1)).sum((1, 2))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.squeeze(1).double(), exact, rtol=1e-6, atol=0)
+    assert policy.matching(final, cond, {"masked": masked}).prediction.dtype == torch.float32

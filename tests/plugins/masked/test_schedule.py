@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from genrl_masked import gumbel_temperatures, masked_fraction, released_counts
+from genrl_masked import gumbel_temperatures, masked_fraction, release_chances, released_counts
 
 COSINE_KEEP_ONE = {
     (
@@ -85,3 +85,9 @@ def test_linear_temperatures_are_the_golden_ones():
     for step, value in golden.items():
         assert found[step - 1] == pytest.approx(value, abs=1e-12)
     assert gumbel_temperatures(4.5, 50)[0] == pytest.approx(4.5 * 0.98)
+
+
+def test_a_schedule_too_steep_for_floats_releases_everything_at_once():
+    assert 0.5**1e-18 == 1.0  # so that nothing is left to be released after the first step
+    assert release_chances(4, "power", 1e-18) == (1.0, 1.0, 1.0, 1.0)
+    assert release_chances(3, "linear") == pytest.approx((1 / 3, 1 / 2, 1.0))

@@ -242,3 +242,48 @@ def test_whitening_sees_the_mask_alone() -> None:
     x = torch.tensor([1.0, 3.0, 100.0], dtype=torch.float64)
     found = whiten(x, torch.tensor([1, 1, 0]).bool())
     assert found[:2].tolist() == pytest.approx([-1, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("combined", [False, True])
+def test_a_bound_in_pieces_is_preferred_like_one_in_one(proposed: Make, combined: bool) -> None:
+    """Two draws whose bound has three terms, some of them absent, or one term: the same pairs.
+
+    A term counts an event each, so that dividing by events would be a mean over terms, and draws
+    with more terms would weigh more.
+    """
+    generator = torch.Generator().manual_seed(0)
+    present = torch.rand(2, 3, 4, generator=generator) < 0.6
+    parts = torch.randn(2, 3, 4, generator=generator).double() * present
+    other = torch.randn(2, 3, 4, generator=generator).double() * present
+    whole = {"view": "bound", "beta": 0.7, "level": "sequence"}
+    one = torch.ones(2, 4, dtype=torch.float64)
+    expected, _ = (
+        proposed("dpo", **whole)
+        .build()
+        .loss(
+            batch(
+                log_probs=parts.sum(1), reference=other.sum(1), step=torch.arange(2)[:, None] * one
+            )
+        )
+    )
+    step = torch.arange(2).view(2, 1, 1).expand(2, 3, 4).flatten(0, 1)
+    log_probs, reference, there = parts.flatten(0, 1), other.flatten(0, 1), present.flatten(0, 1)
+    if combined:
+        log_probs, reference = parts.mean(0), other.mean(0)
+        step, there = torch.zeros(3, 4, dtype=torch.int64), present.any(0)
+    found, _ = (
+        proposed("dpo", **whole)
+        .build()
+        .loss(
+            batch(
+                log_probs=log_probs,
+                reference=reference,
+                step=step,
+                mask=there,
+                population=there,
+                events=there.long(),
+                weight=torch.ones_like(log_probs),
+            )
+        )
+    )
+    assert float(found) == pytest.approx(float(expected), abs=1e-12)

@@ -76,7 +76,8 @@ def core() -> Any:
 
     def with_old(name: str, **train: object) -> Any:
         learner, rollout = setting(name, **train)
-        learner._others["old"] = learner._others["reference"]  # no step was taken in between
+        modules = learner._slots._modules
+        modules["old"] = modules["reference"]  # no step was taken in between
         return learner, rollout
 
     module.setting = with_old

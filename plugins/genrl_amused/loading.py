@@ -1,0 +1,224 @@
+"""The parts of aMUSEd from a folder in the layout that diffusers publishes, or from the hub."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genrl_core import RecipeError
+
+EXAMPLE = "amused/amused-256"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+FILES: tuple[tuple[str, ...], ...] = (
+    ("model_index.json",),
+    ("transformer/config.json",),
+    (f"transformer/{_WEIGHTS}", f"transformer/{_WEIGHTS}.index.json"),
+    ("vqvae/config.json",),
+    (f"vqvae/{_WEIGHTS}", f"vqvae/{_WEIGHTS}.index.json"),
+    ("text_encoder/config.json",),
+    ("text_encoder/model.safetensors", "text_encoder/model.safetensors.index.json"),
+    ("tokenizer/vocab.json", "tokenizer/tokenizer.json"),
+    ("tokenizer/tokenizer_config.json",),
+    ("scheduler/scheduler_config.json",),
+)
+"""What must be there; of several alternatives one."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A whole model, in evaluation mode.
+
+    Attributes:
+        transformer: ``UVit2DModel``, the network that is trained.
+        vqvae: ``VQModel``, codes to pixels, frozen, float32.
+        text_encoder: ``CLIPTextModelWithProjection``, frozen, float32.
+        tokenizer: ``CLIPTokenizer``, texts to the text encoder's ids.
+        mask_id: the transformer's id of a masked position.
+    """
+
+    transformer: Any
+    vqvae: Any
+    text_encoder: Any
+    tokenizer: Any
+    mask_id: int
+
+
+def load_parts(source: str, revision: str | None, dtype: torch.dtype) -> Parts:
+    """The model of a folder or hub id.
+
+    Neither code from a repository is run nor a pickle read.
+
+    Args:
+        source: a folder, or a hub id such as ``amused/amused-256``.
+        revision: branch, tag or commit on the hub.
+        dtype: of the transformer.
+
+    Raises:
+        RecipeError: which file was sought where, what is wrong with it, and what to do.
+    """
+    from diffusers import UVit2DModel, VQModel
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+    folder = located(source, revision)
+    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator
+        transformer = _network(UVit2DModel, folder / "transformer", torch_dtype=dtype)
+        vqvae = _network(VQModel, folder / "vqvae")
+        text_encoder = _network(CLIPTextModelWithProjection, folder / "text_encoder")
+    with _told(folder / "tokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    with _told(folder / "scheduler"):
+        settings = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+        mask_id = int(settings["mask_token_id"])
+    for frozen in (vqvae, text_encoder):
+        frozen.requires_grad_(requires_grad=False)
+    parts = Parts(transformer, vqvae, text_encoder, tokenizer, mask_id)
+    if misfits := _misfits(parts):
+        raise RecipeError(
+            f"policy.weights: the parts in {folder} do not belong together: {'; '.join(misfits)}. "
+            f"Take all of them from one model, as {EXAMPLE} has them"
+        )
+    return parts
+
+
+def located(source: str, revision: str | None) -> Path:
+    """The folder that holds every file of ``FILES``; a hub id is downloaded or found in the cache.
+
+    Raises:
+        RecipeError: the folder or the repository is not there, or lacks a file.
+    """
+    folder = Path(source).expanduser()
+    where = str(folder)
+    if not folder.is_dir():
+        folder = _downloaded(source, revision)
+        where = f"{source} on the hub, kept in {folder}"
+    lacking = [
+        " or ".join(names)
+        for names in FILES
+        if not any((folder / name).is_file() for name in names)
+    ]
+    if lacking:
+        raise RecipeError(
+            f"policy.weights: {where} lacks {', '.join(lacking)}. Give a folder in the layout of "
+            f"diffusers, such as `hf download {EXAMPLE} --local-dir FOLDER` makes, or the hub id"
+        )
+    with _told(folder):
+        kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    if kind != "AmusedPipeline":
+        raise RecipeError(
+            f"policy.weights: {where} holds a model of kind {kind}, by model_index.json, and "
+            f"policy amused loads an AmusedPipeline, such as {EXAMPLE}"
+        )
+    return folder
+
+
+def _downloaded(source: str, revision: str | None) -> Path:
+    """The hub's snapshot; without the half-precision copies of the weights.
+
+    Raises:
+        RecipeError: there is no such repository, it is closed, or the hub is out of reach.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    at = f" at revision {revision}" if revision else ""
+    try:
+        return Path(
+            snapshot_download(
+                source, revision=revision, ignore_patterns=["*.fp16.*"],
+                allow_patterns=["*.json", "*/*.json", "*/*.safetensors", "tokenizer/*"],
+            )
+        )  # fmt: skip
+    except HFValidationError:
+        reason = "this is neither a folder here nor a hub id of the form owner/name"
+        cure = f"give an existing folder, or {EXAMPLE}"
+    except GatedRepoError:
+        reason = "the hub asks for its terms to be accepted first"
+        cure = f"accept them on https://huggingface.co/{source}, then `hf auth login`"
+    except RepositoryNotFoundError:
+        reason = "no folder here has this name, and the hub has no such repository for you"
+        cure = "check the spelling, or `hf auth login` if it is private"
+    except RevisionNotFoundError:
+        reason = "the repository has no such revision"
+        cure = "check policy.revision"
+    except LocalEntryNotFoundError:
+        reason = "no folder here has this name, the hub's cache does not hold it, and the hub is "
+        reason += "out of reach (offline, or HF_HUB_OFFLINE is set)"
+        cure = f"download it where there is a network, `hf download {source} --local-dir FOLDER`, "
+        cure += "and set policy.weights to FOLDER"
+    except Exception as error:  # noqa: BLE001  # of the network, the disk, or the library
+        reason = f"the download failed: {_first_line(error)}"
+        cure = f"try again, or `hf download {source} --local-dir FOLDER` and give FOLDER"
+    raise RecipeError(
+        f"policy.weights: cannot find {source!r}{at}, sought model_index.json and the folders "
+        f"transformer, vqvae, text_encoder, tokenizer, scheduler: {reason}; {cure}"
+    )
+
+
+def _network(kind: Any, folder: Path, **fields: Any) -> Any:
+    """A network with all of its weights from the file, all dropout taken out."""
+    with _told(folder):
+        network, report = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, **fields,
+        )  # fmt: skip
+    reshaped = {key[0] for key in report["mismatched_keys"]}
+    wrong = sorted(reshaped | set(report["missing_keys"]))
+    if wrong:
+        raise RecipeError(
+            f"policy.weights: the weights in {folder} are not those that its config.json "
+            f"describes; {len(wrong)} tensors are missing or of another shape, for example "
+            f"{', '.join(wrong[:3])}. Download the folder again"
+        )
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return network.eval()
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Name the folder and what to do when a library cannot read it."""
+    try:
+        yield
+    except Exception as error:  # each library has its own, tokenizers the bare class
+        raise RecipeError(
+            f"policy.weights: cannot read the files in {folder}: {_first_line(error)}. A download "
+            f"may have broken off: get the folder again, `hf download {EXAMPLE} --local-dir FOLDER`"
+        ) from error
+
+
+def _misfits(parts: Parts) -> list[str]:
+    """Sizes that one part expects and another does not have."""
+    network, vqvae = parts.transformer.config, parts.vqvae.config
+    text = parts.text_encoder.config
+    pairs = {
+        "codes": (network.codebook_size, vqvae.num_vq_embeddings),
+        "text embedding widths": (network.encoder_hidden_size, text.hidden_size),
+        "pooled text widths": (network.cond_embed_dim, text.projection_dim),
+    }
+    found = [
+        f"{mine} {name} in the transformer, {theirs} elsewhere"
+        for name, (mine, theirs) in pairs.items()
+        if mine != theirs
+    ]
+    if not network.codebook_size <= parts.mask_id < network.vocab_size:
+        found.append(f"mask_token_id {parts.mask_id} is a code, or beyond the vocabulary")
+    if not vqvae.lookup_from_codebook:
+        found.append("vqvae says lookup_from_codebook: false, and codes are what it gets")
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,211 @@
+"""What a learner must keep apart, refuse or not invent: metrics of views, fields, minibatches."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from genrl_core.collect import Rollout, draw
+from genrl_core.config import ObjectiveConfig
+from genrl_core.errors import GenRLError
+from genrl_core.objective import Objective, View
+from genrl_core.plan import plan_of
+from genrl_core.recipe import Recipe
+from genrl_core.records import Batch, Prompt, Scored, Streams, Tensors, Terms, fold
+from genrl_core.runtime import Runtime
+from genrl_core.testing import (
+    ToyCanvas,
+    ToyCanvasSampler,
+    ToyReward,
+    ToySequence,
+    ToySequenceSampler,
+    learner_for,
+    rollout_of,
+    toys,
+)
+from genrl_core.trainer import Trainer
+from genrl_core.update import Learner
+from genrl_core.weights import Slots
+from genrl_objectives import EntropyConfig, GrpoConfig, GrpoGuardConfig
+
+Make = Callable[..., Recipe]
+PROMPTS = tuple(Prompt(str(i), "toy") for i in range(5))
+
+
+class Telling(Objective):
+    """The sum of log-densities, and a metric that tells the view."""
+
+    def __init__(self, view: View, *needs: str):
+        self.view, self.needs = view, frozenset(needs)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        told = {"steps": 1.0, "bound": 2.0}.get(str(self.view), 3.0)
+        entries = batch.errors[0] if batch.errors else batch.log_probs
+        return batch.reduce(-entries), {"told": torch.full_like(entries, told)}
+
+
+def setting(
+    members: Mapping[str, Objective], groups: int = 3, **train: Any
+) -> tuple[Learner, Rollout]:
+    policy, sampler = ToyCanvas(), ToyCanvasSampler()
+    slots = Slots(policy)
+    slots.freeze("reference")
+    plan = plan_of(3, 0, 0, PROMPTS[:groups], 4)
+    trajectory, media = draw(policy, sampler, plan, 99)
+    reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
+    objectives = {label: (1.0, objective) for label, objective in members.items()}
+    learner = learner_for(policy, sampler, objectives, slots, **train)
+    return learner, rollout_of(trajectory, reward, plan.group)
+
+
+def test_a_metric_of_one_view_does_not_hide_that_of_another() -> None:
+    learner, rollout = setting({"first": Telling("steps"), "second": Telling("bound")})
+    metrics, _ = learner.learn(rollout, 0, 0)
+    assert (metrics["told"], metrics.get("second/told")) == (1.0, 2.0)
+
+
+def test_a_minibatch_without_a_reward_has_no_entropy_to_report() -> None:
+    members = {"grpo": GrpoConfig(epsilon=0.1).build(), "entropy": EntropyConfig().build()}
+    learner, rollout = setting(members, num_minibatches=3)
+    known, _ = learner.learn(rollout, 0, 0)
+    learner, rollout = setting(members, num_minibatches=3)
+    metrics, problem = learner.learn(replace(rollout, valid=rollout.group > 0), 0, 0)
+    assert problem is None and all(value == value for value in metrics.values()), metrics
+    assert metrics["entropy"] == pytest.approx(known["entropy"], rel=0.3)
+
+
+@pytest.mark.parametrize(("groups", "asked"), [(5, 4), (5, 2), (4, 4), (5, 3)])
+def test_there_are_as_many_optimizer_steps_as_minibatches(
+    groups: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All groups stand in one minibatch each; the schedule counts on the number of them."""
+    members = {"grpo": GrpoConfig(epsilon=0.1).build()}
+    learner, rollout = setting(members, groups, num_minibatches=asked)
+    seen: list[Tensor] = []
+    step = Learner._step
+
+    def counted(self: Learner, prepared: Any, rollout: Rollout, inside: Tensor, fresh: bool) -> Any:
+        seen.append(inside)
+        return step(self, prepared, rollout, inside, fresh)
+
+    monkeypatch.setattr(Learner, "_step", counted)
+    learner.learn(rollout, 0, 0)
+    assert len(seen) == asked
+    assert (torch.stack(seen).sum(0) == 1).all()
+
+
+def test_no_gradient_is_kept_while_the_next_samples_are_drawn() -> None:
+    learner, rollout = setting({"grpo": GrpoConfig(epsilon=0.1).build()})
+    learner.learn(rollout, 0, 0)
+    assert all(p.grad is None for p in learner._policy.network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("view", "name"),
+    [("matching", "reference"), ("matching", "old"), ("bound", "entropy"), ("steps", "refernce")],
+)
+def test_a_field_that_the_view_does_not_give_is_refused(view: View, name: str) -> None:
+    objective = Telling(view, name)
+    objective.mixtures = ({"current": 1.0},) if view == "matching" else ()
+    with pytest.raises(GenRLError, match=f"objective it needs {name}, .* view {view} "):
+        setting({"it": objective})
+
+
+def test_a_trust_region_is_around_the_weights_that_draw(toy_recipe: Make) -> None:
+    """Lagging weights that draw nothing are not those whose KL the objective wants."""
+    recipe = toy_recipe("toy_canvas", objective={"grpo_guard": {"epsilon": 0.1}})
+    Trainer(recipe)
+    lagging = recipe.with_overrides("weights.old={decay: 0.9}")
+    with pytest.raises(GenRLError, match=r"weights\.old.*decay.*0\.9.*drew"):
+        Trainer(lagging)
+    assert GrpoGuardConfig(epsilon=0.1).draws_with() == "current"
+
+
+def longer(terms: Terms, calls: int, per_call: int) -> Terms:
+    """The terms as a rank sees them where another rank's samples have more: zeros, no mask."""
+    matrices = {
+        name: torch.nn.functional.pad(
+            fold(matrix, terms.calls),
+            (0, 0, 0, per_call - len(matrix) // terms.calls, 0, calls - terms.calls),
+        ).flatten(0, 1)
+        for name, matrix in terms.matrices()
+    }
+    return replace(terms, calls=calls).with_matrices(matrices)
+
+
+COUPLED: dict[str, Callable[[], ObjectiveConfig]] = {
+    "term": lambda: GrpoConfig(epsilon=0.1),
+    "sequence": lambda: GrpoConfig(epsilon=0.1, level="sequence"),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize(("toy", "calls", "per_call"), [(0, 1, 4), (1, 5, 1), (1, 4, 3)])
+def test_terms_of_other_ranks_change_nothing_here(
+    name: str, toy: int, calls: int, per_call: int
+) -> None:
+    """Samples of this rank have fewer calls, or fewer terms per call, than those elsewhere."""
+    moves = []
+    for pads in (False, True):
+        policy, sampler = toys()[toy]
+        plan = plan_of(3, 0, 0, PROMPTS, 4)
+        trajectory, media = draw(policy, sampler, plan, 99)
+        reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
+        members = {name: (1.0, COUPLED[name]().build())}
+        learner = learner_for(policy, sampler, members, rows_per_forward=7)
+        rollout = rollout_of(trajectory, reward, plan.group)
+        if pads:
+            rollout = replace(rollout, terms=longer(rollout.terms, calls, per_call))
+        before = next(policy.network.parameters()).detach().clone()
+        _, problem = learner.learn(rollout, 0, 0)
+        assert problem is None
+        moves.append(next(policy.network.parameters()).detach() - before)
+    assert moves[0].norm() > 0.01
+    torch.testing.assert_close(moves[1], moves[0], rtol=0, atol=1e-12)
+
+
+class Tokenwise(ToySequence):
+    """Its bound has a term for each of both symbols."""
+
+    def corrupt(
+        self, final: Tensors, streams: Streams, draws: int, update: int, updates: int
+    ) -> Tensors:
+        return {"events": torch.ones(draws, len(streams), 2, dtype=torch.int64)}
+
+    def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
+        return Scored(log_probs=self.log_probs(final["tokens"])[0])
+
+
+class Beside(Runtime):
+    """Another rank's samples have a third term in every draw."""
+
+    def gather(self, local: Tensor, columns: Tensor, total: int) -> Tensor:
+        found = super().gather(local, columns, total)
+        return torch.nn.functional.pad(found, (0, 0, 0, 1)) if found.dim() == 3 else found
+
+
+@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize("combine", [False, True])
+def test_terms_of_other_ranks_bounds_change_nothing_here(name: str, combine: bool) -> None:
+    moves = []
+    for runtime in (Runtime("cpu"), Beside("cpu")):
+        policy, sampler = Tokenwise(), ToySequenceSampler()
+        policy.combine_draws = combine
+        plan = plan_of(3, 0, 0, PROMPTS, 4)
+        trajectory, media = draw(policy, sampler, plan, 99)
+        reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
+        objective = COUPLED[name]().build()
+        objective.view = "bound"
+        learner = learner_for(
+            policy, sampler, {name: (1.0, objective)}, draws=2, rows_per_forward=7
+        )
+        learner._prepare = replace(learner._prepare, runtime=runtime)
+        before = policy.network.table.detach().clone()
+        _, problem = learner.learn(rollout_of(trajectory, reward, plan.group), 0, 0)
+        assert problem is None
+        moves.append(policy.network.table.detach() - before)
+    assert moves[0].norm() > 0.01
+    torch.testing.assert_close(moves[1], moves[0], rtol=0, atol=1e-12)
