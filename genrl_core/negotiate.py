@@ -234,9 +234,13 @@ class _Judge:
                 )
         for name, reward in {} if rewards_injected else recipe.reward.items():
             if not reward.differentiable:
-                known = self.recipe.registry.rewards.items()
-                fitting = [n for n, schema in known if schema.differentiable and not
-                           schema.evaluation_only and schema.media & reward.media]  # fmt: skip
+                media = self.policy.provides() & MEDIA if self.policy else reward.media
+                fitting = [
+                    known
+                    for known, schema in self.recipe.registry.rewards.items()
+                    if schema.differentiable and not schema.evaluation_only
+                    and schema.media & media
+                ]  # fmt: skip
                 self.report(
                     ("reward", name),
                     f"{label} differentiates the reward, and {self.name(reward)} has no gradient. "
@@ -260,12 +264,12 @@ class _Judge:
             ways = self._policies_with(capability)
         other = self._other_view(config) if isinstance(config, ObjectiveConfig) else ""
         reason = reason or f"it would mean that {capability.sentence}"
-        way = f"Choose {', '.join(ways)}{other}" if ways else other.removeprefix(", or ")
+        way = ", ".join(ways) + other if ways else other.removeprefix(", or ")
+        way = f"Choose {way}" if way else ""
         self.report(
             route,
             f"{route[-1]} needs {capability.value}, which {lacking} does not provide: {reason}. "
-            f"{way[:1].upper() + way[1:] if way else self._elsewhere(capability)}"
-            f"{'' if way else self._without(config)}",
+            f"{way or self._elsewhere(capability) + self._without(config)}",
         )
 
     def _samplers_with(self, capability: Capability) -> list[str]:

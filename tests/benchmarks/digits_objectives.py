@@ -4,10 +4,10 @@
     python tests/benchmarks/digits_objectives.py --only masked/gspo diffusion/nft --seeds 10
 
 A seed counts as learned where the judge's accuracy rose by .10 or more over the base, and above the
-base at its best temperature. Settings were chosen on the seeds 0 and 1. A row is a recipe of the
+base at its best temperature. Settings were chosen on the seeds 0 to 2. A row is a recipe of the
 folder, or its paradigm's parent with the overrides that the JSON names. Writes
 digits_objectives.json beside this file and the tables between their markers of recipes/README.md.
-With --only, the rows named are run again and take their place among the others.
+With --only, the rows named are run and printed, and nothing is written.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def _paradigm(rows: dict[str, dict[str, Row]], paradigm: str) -> str:
         if label in rows:
             name, _, algorithm = objective.partition(" ")
             count = f"{learned_seeds(rows, label)} of {len(rows[label])}"
-            shown = "the parent's" if cell.recipe == PARENTS[paradigm] else f"`{cell.recipe}`"
+            shown = "overrides" if cell.overrides else f"`{cell.recipe}`"
             lines.append(_line(f"`{name}` {algorithm}".strip(), rows[label], count, shown))
     return "\n".join(lines)
 
@@ -81,12 +81,14 @@ def main() -> None:
         return
     start = time.perf_counter()
     tasks = _tasks(given.seeds, set(given.only))
-    rows: dict[str, dict[str, Any]] = known("objectives")["rows"] if given.only else {}
+    rows: dict[str, dict[str, Any]] = {}
     for task, measured in run_all(tasks, given.processes):
         for row, figures in measured.items():
             rows.setdefault(row, {})[str(task.seed)] = figures
             rounded = {key: round(value, 4) for key, value in figures.items()}
             print(row, task.seed, rounded, flush=True)
+    if given.only:
+        return
     settings = {
         f"{paradigm}/{objective}": {"recipe": cell.recipe, "overrides": list(cell.overrides)}
         for paradigm, cells in CELLS.items()
