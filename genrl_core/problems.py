@@ -40,6 +40,7 @@ _ELSEWHERE = {
     "wd": "weight_decay",
     "clip_grad_norm": "max_grad_norm",
     "grad_clip": "max_grad_norm",
+    "clip": "epsilon",
     "clip_range": "epsilon",
     "cliprange": "epsilon",
     "clip_eps": "epsilon",

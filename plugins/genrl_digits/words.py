@@ -1,6 +1,6 @@
 """The closed vocabulary of the digit prompts, and which digit a prompt asks for."""
 
-from genrl_core import GenRLError, Prompt, RewardError
+from genrl_core import Prompt, RecipeError, RewardError
 
 NUMBER_WORDS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
@@ -17,17 +17,17 @@ def word_ids(prompt: Prompt) -> list[int]:
     """The words of a prompt, padded with 0 to length L; an empty prompt is all padding.
 
     Raises:
-        GenRLError: a word is not in the vocabulary, or there are more than L words.
+        RecipeError: a word is not in the vocabulary, or there are more than L words.
     """
     words = prompt.text.lower().split()
     for word in words:
         if word not in VOCABULARY:
-            raise GenRLError(
+            raise RecipeError(
                 f"{_name(prompt)} has the word {word!r}, which the digit policy does not know; it "
                 f"knows {', '.join(VOCABULARY[1:])}"
             )
     if len(words) > PREFIX:
-        raise GenRLError(
+        raise RecipeError(
             f"{_name(prompt)} has {len(words)} words; the digit policy reads at most {PREFIX}"
         )
     return [VOCABULARY.index(word) for word in words] + [0] * (PREFIX - len(words))

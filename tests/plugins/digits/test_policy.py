@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from scipy.stats import chisquare
 
-from genrl_core import Capability, GenRLError, Plan, Prompt, RecipeError, load_recipe
+from genrl_core import Capability, Plan, Prompt, RecipeError, load_recipe
 from genrl_core.trainer import Trainer
 from genrl_digits import DigitsDataConfig, DigitsMaskedConfig, data
 from genrl_digits.words import NUMBER_WORDS, PREFIX, VOCABULARY, word_ids
@@ -110,13 +110,13 @@ def test_encode_pads_and_unconditional_is_the_empty_prompt(policy):
 
 @pytest.mark.parametrize("text", ["a handwritten cat", "a digit four."])
 def test_unknown_words_are_named_with_the_vocabulary(policy, text):
-    with pytest.raises(GenRLError, match=r"'here'.*does not know.*handwritten") as error:
+    with pytest.raises(RecipeError, match=r"'here'.*does not know.*handwritten") as error:
         policy.encode([Prompt("here", text)])
     assert repr(text.split()[-1]) in str(error.value)
 
 
 def test_too_many_words_are_refused(policy):
-    with pytest.raises(GenRLError, match=r"5 words.*at most 4"):
+    with pytest.raises(RecipeError, match=r"5 words.*at most 4"):
         policy.encode([Prompt("here", "a digit three by hand")])
 
 

@@ -271,6 +271,13 @@ def register_rewards(register: Register) -> None:
 '''
 
 
+def test_a_reward_of_another_medium_does_not_hide_what_fits() -> None:
+    """Rewards that have a gradient are offered by what the policy makes, not by a wrong one."""
+    wrong = ["policy.weights=null", "reward.digit_classifier=null", "reward.arithmetic_correct={}"]
+    with pytest.raises(RecipeError, match=r"has no gradient. Choose digit_classifier, or leave"):
+        negotiate(load_recipe("digits/draft", wrong))
+
+
 def test_a_reward_without_a_gradient_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "blind.py").write_text(BLIND)
     registry = Registry.discover()
