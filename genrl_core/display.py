@@ -1,6 +1,7 @@
 """What the command line prints: tables, JSON, recipes with their origins, components."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -37,12 +38,21 @@ def say_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))  # noqa: T201  # the command's output
 
 
-def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A rich table on a terminal; elsewhere columns of plain text, nothing cut off."""
+def table(
+    title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str] = ()
+) -> None:
+    """A rich table on a terminal; elsewhere columns of plain text, nothing cut off.
+
+    ``spare`` are the headers of columns that a terminal too narrow for them goes without, in turn.
+    """
     rows = [[printable(cell) for cell in row] for row in rows]
     filled = [i for i, _ in enumerate(headers) if any(row[i] for row in rows)]
     headers, rows = [headers[i] for i in filled], [[row[i] for i in filled] for row in rows]
     if sys.stdout.isatty():
+        for name in spare:
+            if name in headers and _width(headers, rows) > shutil.get_terminal_size().columns:
+                gone = headers.index(name)
+                headers, *rows = [[*row[:gone], *row[gone + 1 :]] for row in (headers, *rows)]
         _rich_table(title, headers, rows)
         return
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
@@ -50,6 +60,11 @@ def table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for row in (headers, *rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         say(f"  {'  '.join(cells)}".rstrip())
+
+
+def _width(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """The columns of a terminal that the table takes with every row on one line."""
+    return sum(max(map(len, column)) + 4 for column in zip(headers, *rows, strict=True))
 
 
 def _rich_table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -221,7 +236,7 @@ def recipe_table(rows: Sequence[dict[str, Any]]) -> None:
         else [row["name"], "", "", "", f"BROKEN: {row['problem'].splitlines()[0]}", row["plugin"]]
         for row in rows
     ]
-    table("recipes", columns, shown)
+    table("recipes", columns, shown, spare=("plugin", "summary"))
 
 
 def kinds_named(registry: Registry, name: str) -> list[Kind]:

@@ -13,7 +13,7 @@ import pytest
 
 from genrl_core import __version__
 from genrl_core.cli import main
-from genrl_core.display import matrix
+from genrl_core.display import matrix, table
 from genrl_core.matrix import Cell
 from genrl_core.outline import outlines
 from genrl_core.plugins import Registry
@@ -166,6 +166,20 @@ def test_control_characters_never_reach_the_terminal(capsys: pytest.CaptureFixtu
 
 
 # Verbs
+
+
+def test_a_narrow_terminal_goes_without_what_is_spare(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers, rows = ["name", "summary", "plugin"], [["coin", "what it is " * 5, "mint"]]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown = {}
+    for columns in (60, 72, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        table("shelf", headers, rows, spare=("plugin", "summary"))
+        said = capsys.readouterr().out
+        shown[columns] = [word for word in headers if word in said]
+    assert shown == {60: ["name"], 72: ["name", "summary"], 120: headers}
 
 
 def test_the_matrix_says_with_which_samplers_an_objective_trains(
