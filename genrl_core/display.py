@@ -124,7 +124,7 @@ def component_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
     """The components of one kind."""
     columns = ("name", "paradigm", "view", "judges", "provides", "needs", "summary", "paper")
     shown = [[_cell(row.get(column)) for column in (*columns, "plugin")] for row in rows]
-    table(title, (*columns, "plugin"), shown)
+    table(title, (*columns, "plugin"), shown, spare=("plugin", "paper"))
 
 
 def _cell(value: Any) -> str:
