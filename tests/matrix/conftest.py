@@ -87,5 +87,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         middle = statistics.median(SECONDS.values())
         terminalreporter.write_line(
             f"matrix: {len(SECONDS)} cells, the median took {middle:.3f} s of processor time, the "
-            f"slowest {SECONDS[slowest]:.2f} s: {slowest}"
+            f"slowest {SECONDS[slowest]:.2f} s: {slowest}; "
+            f"{sum(seconds > 0.3 for seconds in SECONDS.values())} took more than 0.3 s"
         )
