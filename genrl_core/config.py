@@ -122,6 +122,10 @@ class SamplerConfig(Component):
         """What this configuration gives: step_logp, step_kl, entropy, preview."""
         return NONE
 
+    def misfits(self, policy: PolicyConfig) -> dict[str, str]:
+        """Fields whose values do not fit ``policy``, of the same paradigm, and why: sentences."""
+        return {}
+
     def lacks(self, capability: Capability) -> str:
         """Why ``capability`` is not given, as half a sentence; empty for no more to say."""
         return ""

@@ -143,7 +143,11 @@ class _Judge:
 
     def paradigms(self) -> None:
         policy, sampler = self.policy, self.sampler
-        if policy is None or sampler is None or policy.paradigm == sampler.paradigm:
+        if policy is None or sampler is None:
+            return
+        if policy.paradigm == sampler.paradigm:
+            for field, why in sampler.misfits(policy).items():
+                self.report(("sampler", field), why)
             return
         fitting = [
             name

@@ -90,6 +90,8 @@ class DiffusionPolicyConfig(PolicyConfig):
     paradigm: ClassVar[str] = "diffusion"
     differentiable: ClassVar[bool] = False
     """Whether the policy implements ``decode_pixels``; every sampler here keeps the graph."""
+    noise_levels: ClassVar[int | None] = None
+    """The length of a variance-preserving model's table; None for flow matching, or unknown."""
     bound: BoundConfig = Field(
         BoundConfig(), description="the surrogate of a finished sample's log-likelihood"
     )
@@ -155,6 +157,21 @@ class RolloutConfig(SamplerConfig):
 
     def provides(self) -> frozenset[Capability]:
         return frozenset({Capability.PREVIEW})
+
+    def misfits(self, policy: PolicyConfig) -> dict[str, str]:
+        levels = policy.noise_levels if isinstance(policy, DiffusionPolicyConfig) else None
+        found = {}
+        if levels is not None and self.shift != 1:
+            found["shift"] = (
+                f"{self.shift:g} moves the times of flow matching, but this policy has a table of "
+                f"{levels} noise levels: leave shift at 1"
+            )
+        if levels is not None and self.num_inference_steps > levels:
+            found["num_inference_steps"] = (
+                f"{self.num_inference_steps} steps are more than the {levels} noise levels of this "
+                f"policy: take at most {levels}"
+            )
+        return found
 
     def lacks(self, capability: Capability) -> str:
         if capability in (Capability.STEP_LOGP, Capability.STEP_KL):

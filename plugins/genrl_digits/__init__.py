@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from genrl_digits.sampler import DigitsDataSampler
 
 Count = Annotated[int, Field(ge=1)]
+LEVELS = 1000
+"""Noise levels of the variance-preserving policy."""
 
 
 class DigitsMaskedConfig(ValueHeadConfig, MaskedPolicyConfig):
@@ -99,6 +101,7 @@ class DigitsDiffusionVpConfig(DigitsPixelsConfig):
     """The same MLP as a DDPM: variance preserving, 1,000 noise levels, it predicts the noise."""
 
     paper: ClassVar[str] = "arXiv 2006.11239"
+    noise_levels: ClassVar[int | None] = LEVELS
 
     def build(self) -> "DigitsDiffusionVpPolicy":
         from genrl_digits.pixels import DigitsDiffusionVpPolicy

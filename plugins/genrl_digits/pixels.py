@@ -16,6 +16,7 @@ from torch.nn.functional import gelu
 from genrl_core import Media, Prompt, Tensors
 from genrl_diffusion import DiffusionPolicy, FlowPolicy, VariancePreservingPolicy
 from genrl_digits import (
+    LEVELS,
     DigitsDiffusionConfig,
     DigitsDiffusionVpConfig,
     DigitsPixelsConfig,
@@ -26,8 +27,6 @@ from genrl_digits.words import VOCABULARY, word_ids
 FREQUENCIES = 16
 """Of the features of time: this many sines and as many cosines."""
 SHAPE = (1, data.SIDE, data.SIDE)
-LEVELS = 1000
-"""Noise levels of the variance-preserving policy."""
 _SEED = 2209
 """Of the initial weights: every run starts from the same ones, whatever its own seed."""
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from genrl_core import Capability, Plan, Prompt
+from genrl_core import Capability, Plan, Prompt, RecipeError, load_recipe
 from genrl_core.config import LoraConfig
+from genrl_core.negotiate import negotiate
 from genrl_core.testing import check_sampler
 from genrl_core.weights import Slots
 from genrl_diffusion import DdimConfig, FlowSdeConfig, WindowConfig
@@ -179,3 +180,16 @@ def test_adapters_take_every_linear_module_but_the_value_head(config):
     adapted = {name.split(".lora_")[0] for name in slots.trainable if "lora_" in name}
     blocks = {f"{kind}.{layer}" for kind in ("shifts", "up") for layer in (0, 1)}
     assert adapted == blocks | {"time", "condition", "enter", "leave", "skip"}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("sampler.shift=3.0", "sampler.shift: 3 moves the times of flow matching.*leave shift at 1"),
+     ("sampler.num_inference_steps=1001", "1001 steps are more than the 1000 noise levels.*most")],
+)  # fmt: skip
+def test_check_refuses_what_a_table_of_noise_levels_cannot_do(override, said):
+    negotiate(load_recipe("digits/ddpo", ["sampler.num_inference_steps=1000"]))
+    with pytest.raises(RecipeError, match=said):
+        negotiate(load_recipe("digits/ddpo", [override]))
+    if "shift" in override:
+        negotiate(load_recipe("digits/flow_grpo", [override]))
