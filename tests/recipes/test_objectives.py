@@ -18,8 +18,11 @@ from digits_objectives import learned_seeds  # noqa: E402
 TABLE = json.loads((ROOT / "tests" / "benchmarks" / "digits_objectives.json").read_text())
 ROWS = TABLE["rows"]
 SEED = 10
-DRIFT = 2e-5
-"""What float32 leaves between a cached and a whole forward of a trained model; most rows have 0."""
+
+
+def drift_limit(label: str) -> float:
+    """1e-5; twice that where sampling has a cache and the update has none, and float32 shows it."""
+    return 2e-5 if label.startswith("autoregressive") else 1e-5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,7 +49,7 @@ def test_the_table_is_whole_and_of_these_settings() -> None:
         for objective, cell in cells.items():
             label = f"{model}/{objective}"
             assert sorted(ROWS[label]) == ["10", "11", "12", "13", "14"], label
-            assert all(row["drift"] < DRIFT for row in ROWS[label].values()), label
+            assert all(row["drift"] < drift_limit(label) for row in ROWS[label].values()), label
             known = {"recipe": cell.recipe, "overrides": list(cell.overrides)}
             assert TABLE["settings"][label] == known
 
@@ -61,7 +64,7 @@ def test_one_seed_agrees_with_the_table(label: str) -> None:
     cell = CELLS[model][objective]
     _, found = run_task(Task(label, cell.recipe, SEED, cell.overrides))
     known = ROWS[label][str(SEED)]
-    assert found[label]["drift"] < DRIFT
+    assert found[label]["drift"] < drift_limit(label)
     assert found[label]["judge"] == pytest.approx(known["judge"], abs=0.06)
     assert found[label]["judge"] > ROWS[f"{model} base"][str(SEED)]["judge"] + 0.1
     assert found[label]["frechet"] == pytest.approx(known["frechet"], rel=0.5)
