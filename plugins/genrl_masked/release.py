@@ -8,6 +8,7 @@ training, since the network's confidence is not asked.
 Deviations from the paper: the schedule is a choice, and so is releasing a fixed number per step.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,14 +17,15 @@ from torch import Tensor
 from genrl_core import Streams, Tensors, Transition
 from genrl_masked import transitions
 from genrl_masked.policy import MaskedPolicy
-from genrl_masked.sampler import UnmaskingSampler
+from genrl_masked.sampler import UnmaskingSampler, UnmaskingTransition
 from genrl_masked.schedule import release_chances, released_counts
 
 if TYPE_CHECKING:
     from genrl_masked import RandomReleaseConfig
 
 
-class RandomReleaseTransition(Transition):
+@dataclass(kw_only=True, eq=False)
+class RandomReleaseTransition(UnmaskingTransition):
     """One unmasking step of R rows: choose positions by chance, draw their codes.
 
     With ``release: independent`` each masked position is released with probability q, with
@@ -36,32 +38,17 @@ class RandomReleaseTransition(Transition):
     ``granularity: step``; a term without a released token does not exist, and its number is its
     constant. Terms per token hold the codes' log-probabilities alone.
 
-    Args:
-        log_probs: ``[R, N, V]``, temperature and guidance inside.
-        masked: ``[R, N]`` bool.
-        chances: ``[R]`` float64, q.
+    Entropy and KL are those of the released codes: given which positions are released, and on
+    average those of the step, whose positions no weight changes.
+
+    Attributes:
         counts: ``[R]`` int64, n.
+        chances: ``[R]`` float64, q.
         config: the sampler's; it says which of the two counts.
-        num_terms: M.
-        released: ``[R, N]`` bool, the positions released by the step that is scored; None when
-            drawing. Entropy and KL are those of their codes: given which positions are released,
-            and on average those of the step, whose positions no weight changes.
-        values: ``[R]`` the expected reward of each canvas, where the policy predicts it.
     """
 
-    def __init__(
-        self, log_probs: Tensor, masked: Tensor, chances: Tensor, counts: Tensor,
-        config: "RandomReleaseConfig", num_terms: int, released: Tensor | None = None,
-        values: Tensor | None = None,
-    ):  # fmt: skip
-        self.log_probs = log_probs
-        self.masked = masked
-        self.chances = chances
-        self.counts = counts
-        self.config = config
-        self.num_terms = num_terms
-        self.released = released
-        self.values = values
+    chances: Tensor
+    config: "RandomReleaseConfig"
 
     def sample(self, streams: Streams) -> Tensors:
         codes = transitions.draw_codes(self.log_probs, streams.uniform(self.masked.shape[1]))
@@ -91,12 +78,6 @@ class RandomReleaseTransition(Transition):
     def entropy(self) -> Tensor:
         """Entropy of the released tokens' categoricals."""
         return self._of_scored(transitions.entropies(self.log_probs))
-
-    def value(self) -> Tensor:
-        """The expected reward of the canvas, the same in every term of the step."""
-        if self.values is None:
-            return super().value()
-        return self.values.unsqueeze(1).expand(-1, self.num_terms)
 
     def _of_scored(self, per_position: Tensor) -> Tensor:
         assert self.released is not None, "a step that is being drawn has not released anything"
@@ -135,11 +116,12 @@ class RandomReleaseSampler(UnmaskingSampler):
         most = max(counts) if config.release == "fixed" else tokens
         log_probs, values = self.categoricals(policy, state, cond)
         return RandomReleaseTransition(
-            log_probs, state["masked"],
+            log_probs=log_probs,
+            masked=state["masked"],
             chances=torch.tensor(chances, dtype=torch.float64, device=k.device)[k],
             counts=torch.tensor(counts, device=k.device)[k],
             config=config,
             num_terms=most if config.granularity == "token" else 1,
             released=state.get("released"),
             values=values,
-        )  # fmt: skip
+        )

@@ -9,6 +9,7 @@ Deviations from the paper and its released code: the threshold of p1 accounts fo
 into p2; ``release_all`` credits the last position too; densities are recorded, so ratios are real.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +24,36 @@ if TYPE_CHECKING:
     from genrl_masked import ConfidenceConfig, UnmaskingConfig
 
 
-class ConfidenceTransition(Transition):
+@dataclass(kw_only=True, eq=False)
+class UnmaskingTransition(Transition):
+    """One unmasking step of R rows, as far as all of them are alike.
+
+    Attributes:
+        log_probs: ``[R, N, V]`` of the drawn categoricals, temperature and guidance inside.
+        masked: ``[R, N]`` bool.
+        counts: ``[R]`` int64, how many positions the step releases.
+        num_terms: M.
+        released: ``[R, N]`` bool, the positions released by the step that is scored; None when
+            drawing. Entropy and KL per token are those of these positions.
+        values: ``[R]`` the expected reward of each canvas, where the policy predicts it.
+    """
+
+    log_probs: Tensor
+    masked: Tensor
+    counts: Tensor
+    num_terms: int
+    released: Tensor | None = None
+    values: Tensor | None = None
+
+    def value(self) -> Tensor:
+        """The expected reward of the canvas, the same in every term of the step."""
+        if self.values is None:
+            return super().value()
+        return self.values.unsqueeze(1).expand(-1, self.num_terms)
+
+
+@dataclass(kw_only=True, eq=False)
+class ConfidenceTransition(UnmaskingTransition):
     """One unmasking step of R rows: draw codes, rank them, release the most confident.
 
     An action holds ``codes`` ``[R, N]`` int64 (drawn at every masked position; meaningful at the
@@ -31,31 +61,13 @@ class ConfidenceTransition(Transition):
     ``thresholds`` ``[R, N]``. Per row there is one term, or one per released token in the order of
     the positions.
 
-    Args:
-        log_probs: ``[R, N, V]`` of the drawn categoricals, temperature and guidance inside.
-        masked: ``[R, N]`` bool.
-        counts: ``[R]`` int64, how many positions the step releases.
+    Attributes:
         noise_scale: ``[R]`` the factor of the Gumbel noise, in nats.
         config: the sampler's.
-        num_terms: M.
-        released: ``[R, N]`` bool, the positions released by the step that is scored; None when
-            drawing. Entropy and KL per token are those of these positions.
-        values: ``[R]`` the expected reward of each canvas, where the policy predicts it.
     """
 
-    def __init__(
-        self, log_probs: Tensor, masked: Tensor, counts: Tensor, noise_scale: Tensor,
-        config: "ConfidenceConfig", num_terms: int, released: Tensor | None = None,
-        values: Tensor | None = None,
-    ):  # fmt: skip
-        self.log_probs = log_probs
-        self.masked = masked
-        self.counts = counts
-        self.noise_scale = noise_scale
-        self.config = config
-        self.num_terms = num_terms
-        self.released = released
-        self.values = values
+    noise_scale: Tensor
+    config: "ConfidenceConfig"
 
     def sample(self, streams: Streams) -> Tensors:
         codes = transitions.draw_codes(self.log_probs, streams.uniform(self.masked.shape[1]))
@@ -107,12 +119,6 @@ class ConfidenceTransition(Transition):
     def entropy(self) -> Tensor:
         """Entropy of everything drawn (``ar``), or of every released token's categorical."""
         return self._closed_form(transitions.entropies(self.log_probs))
-
-    def value(self) -> Tensor:
-        """The expected reward of the canvas, the same in every term of the step."""
-        if self.values is None:
-            return super().value()
-        return self.values.unsqueeze(1).expand(-1, self.num_terms)
 
     def _closed_form(self, per_position: Tensor) -> Tensor:
         if self.config.transition == "ar":
@@ -219,14 +225,15 @@ class ConfidenceSampler(UnmaskingSampler):
         taus = gumbel_temperatures(config.gumbel_temperature, self.num_steps, config.gumbel_decay)
         noise_scale = torch.tensor(taus, dtype=log_probs.dtype, device=k.device)[k]
         return ConfidenceTransition(
-            log_probs, state["masked"],
+            log_probs=log_probs,
+            masked=state["masked"],
             counts=torch.tensor(counts, device=k.device)[k],
             noise_scale=noise_scale,
             config=config,
             num_terms=max(counts) if config.granularity == "token" else 1,
             released=state.get("released"),
             values=values,
-        )  # fmt: skip
+        )
 
     def pack(self, states: list[Tensors], actions: list[Tensors]) -> Tensors:
         trace = super().pack(states, actions)
