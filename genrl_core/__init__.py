@@ -1,7 +1,8 @@
 """GenRL: reinforcement learning for generative models of any paradigm, with any objective."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from genrl_core.public import lazy_names
 
 if TYPE_CHECKING:
     from genrl_core.attention import attend, attention_backend, transformers_attention
@@ -67,6 +68,7 @@ _HOMES = {
     "Matching": "records", "Others": "records", "Plan": "records", "Scored": "records",
     "Streams": "records", "Tensors": "records", "Terms": "records", "Trajectory": "records",
     "take": "records",
+    "lazy_names": "public",
     "DataSampler": "supervised",
     "train": "trainer",
 }  # fmt: skip
@@ -79,13 +81,10 @@ __all__ = [
     "Registry", "Replay", "Reward", "RewardConfig", "RewardError", "Sampler", "SamplerConfig",
     "Schema", "Scored", "Streams", "Tensors", "Terms", "Trajectory", "Transition",
     "ValueHeadConfig", "View",
-    "__version__", "attend", "attention_backend", "hookimpl", "load_recipe", "take", "train",
+    "__version__", "attend", "attention_backend", "hookimpl", "lazy_names", "load_recipe", "take",
+    "train",
     "transformers_attention",
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name on first use, so that importing the package loads no torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'genrl_core' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"genrl_core.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

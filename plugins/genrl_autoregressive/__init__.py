@@ -5,13 +5,19 @@ behind them are reached under the same names, ``from genrl_autoregressive import
 are imported on first use.
 """
 
-import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from genrl_core import Capability, PolicyConfig, SamplerConfig, ValueHeadConfig, hookimpl
+from genrl_core import (
+    Capability,
+    PolicyConfig,
+    SamplerConfig,
+    ValueHeadConfig,
+    hookimpl,
+    lazy_names,
+)
 
 if TYPE_CHECKING:
     from genrl_autoregressive.causal_lm import CausalLm as CausalLm
@@ -35,13 +41,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name on first use, so that reading recipes loads no torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'genrl_autoregressive' has no attribute {name!r}")
-    if not _HOMES[name]:
-        return importlib.import_module(f"genrl_autoregressive.{name}")
-    return getattr(importlib.import_module(f"genrl_autoregressive.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 class AutoregressivePolicyConfig(PolicyConfig):

@@ -5,14 +5,13 @@ behind them are reached under the same names, ``from genrl_diffusion import Flow
 imported on first use.
 """
 
-import importlib
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from genrl_core import Capability, PolicyConfig, SamplerConfig, Schema, hookimpl
+from genrl_core import Capability, PolicyConfig, SamplerConfig, Schema, hookimpl, lazy_names
 from genrl_diffusion import kernel
 
 if TYPE_CHECKING:
@@ -46,11 +45,7 @@ ONLY_STEP = (
 )
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name on first use, so that reading recipes loads no torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'genrl_diffusion' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"genrl_diffusion.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 class BoundConfig(Schema):

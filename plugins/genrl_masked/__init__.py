@@ -5,13 +5,12 @@ behind them are reached under the same names, ``from genrl_masked import MaskedP
 imported on first use.
 """
 
-import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from genrl_core import Capability, PolicyConfig, SamplerConfig, Schema, hookimpl
+from genrl_core import Capability, PolicyConfig, SamplerConfig, Schema, hookimpl, lazy_names
 
 if TYPE_CHECKING:
     from genrl_masked.corruption import log_level_weight as log_level_weight
@@ -45,13 +44,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name on first use, so that reading recipes loads no torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'genrl_masked' has no attribute {name!r}")
-    if not _HOMES[name]:
-        return importlib.import_module(f"genrl_masked.{name}")
-    return getattr(importlib.import_module(f"genrl_masked.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 Masking = Literal["cosine", "uniform", "full", "structured", "complement", "quadrature"]
