@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RewardError,
     )
     from genrl_core.hookspecs import Register, hookimpl
+    from genrl_core.hub import ModelFiles
     from genrl_core.media import Media, Prompt
     from genrl_core.objective import Objective, Replay, View
     from genrl_core.plugins import Registry
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from genrl_core.reward import Reward
     from genrl_core.sampler import MarkovSampler, Sampler, Transition
     from genrl_core.supervised import DataSampler
+    from genrl_core.tensor_files import WEIGHT_FILES, fit_tensors, read_tensors
     from genrl_core.trainer import train
 
 __version__ = "0.1.0"
@@ -59,6 +61,7 @@ _HOMES = {
     "GenRLError": "errors", "RecipeError": "errors", "PluginError": "errors",
     "RewardError": "errors", "CheckpointError": "errors",
     "hookimpl": "hookspecs", "Register": "hookspecs",
+    "ModelFiles": "hub",
     "Registry": "plugins",
     "Recipe": "recipe", "load_recipe": "recipe",
     "Policy": "policy", "Sampler": "sampler", "MarkovSampler": "sampler",
@@ -70,19 +73,21 @@ _HOMES = {
     "take": "records",
     "lazy_names": "public",
     "DataSampler": "supervised",
+    "WEIGHT_FILES": "tensor_files", "fit_tensors": "tensor_files",
+    "read_tensors": "tensor_files",
     "train": "trainer",
 }  # fmt: skip
 
 __all__ = [
-    "MEDIA", "NONE", "Batch", "Capability", "CheckpointError", "Component", "DataSampler",
-    "GenRLError", "MarkovSampler", "Matching", "Media", "Objective", "ObjectiveConfig", "Others",
-    "Plan",
+    "MEDIA", "NONE", "WEIGHT_FILES", "Batch", "Capability", "CheckpointError", "Component",
+    "DataSampler", "GenRLError", "MarkovSampler", "Matching", "Media", "ModelFiles", "Objective",
+    "ObjectiveConfig", "Others", "Plan",
     "PluginError", "Policy", "PolicyConfig", "Prompt", "Recipe", "RecipeError", "Register",
     "Registry", "Replay", "Reward", "RewardConfig", "RewardError", "Sampler", "SamplerConfig",
     "Schema", "Scored", "Streams", "Tensors", "Terms", "Trajectory", "Transition",
     "ValueHeadConfig", "View",
-    "__version__", "attend", "attention_backend", "hookimpl", "lazy_names", "load_recipe", "take",
-    "train",
+    "__version__", "attend", "attention_backend", "fit_tensors", "hookimpl", "lazy_names",
+    "load_recipe", "read_tensors", "take", "train",
     "transformers_attention",
 ]  # fmt: skip
 

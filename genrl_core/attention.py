@@ -14,7 +14,7 @@ Nothing here is a setting of the process: a model asks for a backend call by cal
 
 import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -41,7 +41,8 @@ def attend(
     """Attention by the wished backend, tried once per device, dtype and width: ``[R, H, S, D]``.
 
     Args:
-        query, key, value: see above; fewer heads in key and value are repeated.
+        query, key, value: see above; fewer heads in key and value are repeated. Under autocast all
+            take its dtype.
         mask: True where a query may look, or a float that is added to the scores.
         wish: the backend.
         causal: query s sees the keys 0..s; not together with ``mask``.
@@ -53,6 +54,7 @@ def attend(
     """
     if causal and mask is not None:
         raise ValueError("attend takes a mask or causal=True, not both: put one into the other")
+    query, key, value = _as_autocast(query, key, value)
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = (part.repeat_interleave(repeats, 1) for part in (key, value))
@@ -61,6 +63,18 @@ def attend(
         wish, query.dtype, query.device, head_dim=query.shape[-1], pattern=pattern
     )
     return _CALLS[backend](query, key, value, mask, causal, scale)
+
+
+def _as_autocast(*parts: Tensor) -> Iterator[Tensor]:
+    """Queries, keys and values in the dtype of autocast where it is on, as torch's attention does.
+
+    Norms of queries and keys give float32 there, projections of values half precision. A backend
+    other than torch's refuses the mixture, and the trial must see the dtype that the kernel gets.
+    """
+    for part in parts:
+        device = part.device.type
+        casts = torch.is_autocast_enabled(device) and part.dtype != torch.float64
+        yield part.to(torch.get_autocast_dtype(device)) if casts else part
 
 
 def attention_backend(

@@ -143,6 +143,8 @@ class RewardConfig(Component):
     """Whether it judges whole sets or must stay held out: allowed under evaluate.metrics alone."""
     differentiable: ClassVar[bool] = False
     """Whether the reward has ``gradient``: the same number, from pixels that carry a graph."""
+    loads_weights: ClassVar[bool] = False
+    """Whether ``build()`` loads weights from elsewhere: it is no example for others' recipes."""
     weight: float = Field(1.0, description="factor of this reward in the sum of rewards")
 
     def needs(self) -> frozenset[Capability]:

@@ -75,6 +75,7 @@ def recipe_tree(registry: Registry, cell: Cell, **sections: Any) -> dict[str, An
         for name, schema in registry.rewards.items()
         if schema.media & media
         and not schema.evaluation_only
+        and not schema.loads_weights
         and (cell.view != "reward" or schema.differentiable)
         if (fields := schema.proposed()) is not None
     }

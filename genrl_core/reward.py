@@ -13,6 +13,7 @@ from genrl_core.errors import PluginError, RewardError
 from genrl_core.media import Media, Prompt
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 RewardFunction = Callable[[Media, list[Prompt]], Sequence[float | None]]
@@ -25,6 +26,9 @@ class Reward(ABC):
     @abstractmethod
     def __call__(self, media: Media, prompts: Sequence[Prompt]) -> Sequence[float | None]:
         """One finite number per sample, larger is better; None where it does not apply."""
+
+    def to(self, device: torch.device) -> None:  # noqa: B027  # most have nothing to move
+        """Move networks to the run's device, once after ``build()``; the default has none."""
 
     def gradient(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """The same number, differentiable: ``[B]`` from pixels ``[B, 3, H, W]`` in [0, 1].

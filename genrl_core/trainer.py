@@ -81,6 +81,9 @@ class Trainer:
         self.sampler = sampler or _required(recipe.sampler, "sampler").build()
         self.rewards = _rewards(recipe, rewards)
         self.measures = {label: config.build() for label, config in recipe.metrics.items()}
+        built = [] if rewards is not None else [reward for _, reward in self.rewards.values()]
+        for reward in (*built, *self.measures.values()):
+            reward.to(self.runtime.device)
         self.prompts = load_prompts(_required(recipe.prompts.file, "prompts.file"))
         held_out = recipe.prompts.evaluate
         self.held_out = load_prompts(held_out) if held_out else ()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from genrl_core import RecipeError
+from genrl_core import ModelFiles, RecipeError
 
 EXAMPLE = "amused/amused-256"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -27,6 +27,13 @@ FILES: tuple[tuple[str, ...], ...] = (
     ("scheduler/scheduler_config.json",),
 )
 """What must be there; of several alternatives one."""
+
+PATTERNS = (
+    "model_index.json", "transformer/*.json", "transformer/*.safetensors", "vqvae/*.json",
+    "vqvae/*.safetensors", "text_encoder/*.json", "text_encoder/*.safetensors", "tokenizer/*",
+    "scheduler/*.json",
+)  # fmt: skip
+"""What is downloaded, half-precision copies left out."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +98,9 @@ def located(source: str, revision: str | None) -> Path:
     Raises:
         RecipeError: the folder or the repository is not there, or lacks a file.
     """
-    folder = Path(source).expanduser()
-    where = str(folder)
-    if not folder.is_dir():
-        folder = _downloaded(source, revision)
-        where = f"{source} on the hub, kept in {folder}"
+    folder = ModelFiles(source, "policy.weights", revision).folder(PATTERNS, without=("*.fp16.*",))
+    here = Path(source).expanduser().is_dir()
+    where = str(folder) if here else f"{source} on the hub, kept in {folder}"
     lacking = [
         " or ".join(names)
         for names in FILES
@@ -114,55 +119,6 @@ def located(source: str, revision: str | None) -> Path:
             f"policy amused loads an AmusedPipeline, such as {EXAMPLE}"
         )
     return folder
-
-
-def _downloaded(source: str, revision: str | None) -> Path:
-    """The hub's snapshot; without the half-precision copies of the weights.
-
-    Raises:
-        RecipeError: there is no such repository, it is closed, or the hub is out of reach.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    at = f" at revision {revision}" if revision else ""
-    try:
-        return Path(
-            snapshot_download(
-                source, revision=revision, ignore_patterns=["*.fp16.*"],
-                allow_patterns=["*.json", "*/*.json", "*/*.safetensors", "tokenizer/*"],
-            )
-        )  # fmt: skip
-    except HFValidationError:
-        reason = "this is neither a folder here nor a hub id of the form owner/name"
-        cure = f"give an existing folder, or {EXAMPLE}"
-    except GatedRepoError:
-        reason = "the hub asks for its terms to be accepted first"
-        cure = f"accept them on https://huggingface.co/{source}, then `hf auth login`"
-    except RepositoryNotFoundError:
-        reason = "no folder here has this name, and the hub has no such repository for you"
-        cure = "check the spelling, or `hf auth login` if it is private"
-    except RevisionNotFoundError:
-        reason = "the repository has no such revision"
-        cure = "check policy.revision"
-    except LocalEntryNotFoundError:
-        reason = "no folder here has this name, the hub's cache does not hold it, and the hub is "
-        reason += "out of reach (offline, or HF_HUB_OFFLINE is set)"
-        cure = f"download it where there is a network, `hf download {source} --local-dir FOLDER`, "
-        cure += "and set policy.weights to FOLDER"
-    except Exception as error:  # noqa: BLE001  # of the network, the disk, or the library
-        reason = f"the download failed: {_first_line(error)}"
-        cure = f"try again, or `hf download {source} --local-dir FOLDER` and give FOLDER"
-    raise RecipeError(
-        f"policy.weights: cannot find {source!r}{at}, sought model_index.json and the folders "
-        f"transformer, vqvae, text_encoder, tokenizer, scheduler: {reason}; {cure}"
-    )
 
 
 def _network(kind: Any, folder: Path, **fields: Any) -> Any:

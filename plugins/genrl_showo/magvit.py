@@ -19,10 +19,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from genrl_core import GenRLError, RecipeError, Tensors
+from genrl_core import GenRLError, ModelFiles, RecipeError, Tensors, fit_tensors
 from genrl_showo.magvit_layers import Decoder, Encoder, fill_randomly
 from genrl_showo.magvit_layout import SMALL, MagvitLayout
-from genrl_showo.magvit_weights import Checkpoint, fit
 
 __all__ = ["SMALL", "MagvitLayout", "MagvitV2", "load_magvit", "random_magvit", "save_magvit"]
 
@@ -184,27 +183,27 @@ def load_magvit(
             f"{field}: MAGVIT-v2 runs in float32 or bfloat16, not {dtype}; decoders of its kind "
             "overflow in float16"
         )
-    checkpoint = Checkpoint(source, field, revision)
-    layout = _layout(checkpoint)
-    path, state = checkpoint.tensors()
+    files = ModelFiles(source, field, revision)
+    layout = _layout(files)
+    path, state = files.tensors()
     with torch.device("meta"):
         network = MagvitV2(layout)
     where = f"{field}: MAGVIT-v2 from {path}"
     derived = derived_buffers(layout.bits)
     _check_codebook(state, derived, where)
-    fit(network, state | derived, where)
+    fit_tensors(network, state | derived, where)
     return network.to(device=device, dtype=dtype)
 
 
-def _layout(checkpoint: Checkpoint) -> MagvitLayout:
-    found = checkpoint.settings().get("layout", {})
+def _layout(files: ModelFiles) -> MagvitLayout:
+    found = files.settings().get("layout", {})
     try:
         return MagvitLayout.model_validate_json(json.dumps(found))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(["layout", *map(str, first["loc"])])
         raise RecipeError(
-            f"{checkpoint.field}: config.json of {checkpoint.source}, {place}: {first['msg']}"
+            f"{files.field}: config.json of {files.source}, {place}: {first['msg']}"
         ) from error
 
 

@@ -2,18 +2,25 @@
 
 The published files are ``showlab/show-o`` and its variants (config.json and safetensors) and
 ``happyyifu/Mask-GRPO`` (``mycheckpoint.pth``: a plain state dict, no config.json). Which file is
-taken and what is said where there is none: ``magvit_weights.Checkpoint``.
+taken and what is said where there is none: ``genrl_core.ModelFiles``.
 """
 
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from genrl_core import RecipeError, Tensors, attention_backend
+from genrl_core import (
+    WEIGHT_FILES,
+    ModelFiles,
+    RecipeError,
+    Tensors,
+    attention_backend,
+    fit_tensors,
+)
 from genrl_showo.layout import NUM_SPECIAL, Vocabulary
-from genrl_showo.magvit_weights import WEIGHT_FILES, Checkpoint, fit
 from genrl_showo.network import ShowoNetwork
 
 if TYPE_CHECKING:
@@ -43,10 +50,14 @@ def load_showo(config: "ShowoConfig") -> tuple[ShowoNetwork, "PreTrainedTokenize
             "showlab/show-o-512x512; where the weights are GenRL's own, name under policy.base "
             "the model they belong to"
         )
-    checkpoint = Checkpoint(source, "policy.weights", config.revision)
+    precision: torch.dtype = getattr(torch, config.precision)
+    attention_backend(config.attention, precision)  # what cannot be ends the run at once
+    checkpoint = ModelFiles(source, "policy.weights", config.revision)
     stated = checkpoint.settings()
+    if not stated:
+        checkpoint.expect(FILES)
     if not stated and config.base is not None:
-        stated = Checkpoint(config.base, "policy.base").settings()
+        stated = ModelFiles(config.base, "policy.base").settings()
     num_tokens = _num_tokens(config, stated, source)
     tokenizer = _text_tokenizer(config, stated)
     path, tensors = checkpoint.tensors(FILES)
@@ -54,13 +65,10 @@ def load_showo(config: "ShowoConfig") -> tuple[ShowoNetwork, "PreTrainedTokenize
     where = f"policy.weights: Show-o from {path}"
     settings = settings_of(tensors, where)
     vocabulary = _vocabulary(stated, settings.vocab_size, tokenizer, where)
-    attention_backend(
-        config.attention,
-        getattr(torch, config.precision),
-        head_dim=settings.hidden_size // settings.num_attention_heads,
-    )  # a wish that cannot be met ends the run here
+    width = settings.hidden_size // settings.num_attention_heads
+    attention_backend(config.attention, precision, head_dim=width)
     network = empty_network(settings, vocabulary, config)
-    fit(network, tensors, where)
+    fit_tensors(network, tensors, where)
     return network.float().eval(), tokenizer, num_tokens
 
 
@@ -98,12 +106,16 @@ def phi_settings(
     *, vocabulary: int = 58498, width: int = 2048, mlp: int = 8192, heads: int = 32,
     layers: int = 24,
 ) -> "PhiConfig":  # fmt: skip
-    """Phi-1.5 with normalised queries and keys; the defaults are Show-o's (1,448,176,770)."""
+    """Phi-1.5 with normalised queries and keys; the defaults are Show-o's (1,448,176,770).
+
+    ``gelu_pytorch_tanh`` is the function that Phi calls gelu_new in one kernel: eight passes over
+    the widest activations, and all but one of the copies kept for the backward pass, are saved.
+    """
     from transformers import PhiConfig
 
     return PhiConfig(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers,
-        num_attention_heads=heads, qk_layernorm=True,
+        num_attention_heads=heads, qk_layernorm=True, hidden_act="gelu_pytorch_tanh",
     )  # fmt: skip
 
 
@@ -136,10 +148,17 @@ def _vocabulary(
         )
     found = Vocabulary(text, codes, int(boundary))
     if codes < 1 or found.size != rows:
+        needed = f"{codes} codes and a mask make {found.size}" if codes > 0 else "codes do not fit"
         raise RecipeError(
             f"{where} has {rows} embeddings, and {text} ids of text, {NUM_SPECIAL} special ones, "
-            f"{codes} codes and a mask make {found.size}: config.json belongs to other weights"
+            f"{needed}: config.json belongs to other weights"
         )
+    for name, own in (("vocab_size", found.size), ("mask_token_id", found.mask)):
+        if (said := _whole(stated, name, own)) != own:
+            raise RecipeError(
+                f"{where} has its mask last, {name} {own}, and config.json says {said}: it belongs "
+                "to other weights, or to a model with its ids in another order, which GenRL lacks"
+            )
     if len(tokenizer) != text:
         raise RecipeError(
             f"policy.text_tokenizer: {tokenizer.name_or_path} has {len(tokenizer)} ids, and the "
@@ -173,14 +192,20 @@ def _text_tokenizer(config: "ShowoConfig", stated: dict[str, Any]) -> "PreTraine
     from transformers import AutoTokenizer
 
     name = config.text_tokenizer or str(stated.get("llm_model_path") or TEXT_TOKENIZER)
+    place = Path(name).expanduser()
+    name = str(place) if place.is_dir() else name
     try:
+        if name.startswith(("/", ".", "~")) and not place.is_dir():
+            raise OSError(f"there is no such folder (sought from {Path.cwd()}).")
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
+        named = "" if config.text_tokenizer else ", which llm_model_path in config.json names"
+        named = named if "llm_model_path" in stated else ""
         raise RecipeError(
-            f"policy.text_tokenizer: transformers cannot load a tokenizer from {name!r}: {first} "
+            f"policy.text_tokenizer: cannot load a tokenizer from {name!r}{named}: {first} "
             f"Where there is a network run `hf download {TEXT_TOKENIZER} --include '*token*' "
             "'*.txt' --local-dir FOLDER`, and give that folder"
         ) from error

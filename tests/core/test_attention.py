@@ -133,6 +133,33 @@ def test_auto_takes_xformers_where_it_passes_and_has_no_mask(monkeypatch):
     assert attention_backend("auto", torch.float32, CPU, pattern="mask") == "sdpa"
 
 
+def of_one_dtype(query, key, value, **fields) -> Tensor:
+    assert query.dtype == key.dtype == value.dtype, "as xformers wants it"
+    return efficient(query, key, value, **fields)
+
+
+@pytest.mark.parametrize("wish", ["auto", "xformers"])
+def test_under_autocast_the_kernel_and_its_trial_see_one_dtype(monkeypatch, wish):
+    """Normalised queries and keys come in float32 there, values in bfloat16."""
+    seen = []
+
+    def watched(query, *others, **fields):
+        seen.append(query.dtype)
+        return of_one_dtype(query, *others, **fields)
+
+    stage(monkeypatch, watched)
+    query, key, value = (part.float() for part in parts())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(query, key, value.bfloat16(), wish=wish)
+        plain = attend(query, key, value.bfloat16(), wish="sdpa")
+    assert set(seen) == {torch.bfloat16} and len(seen) == 2  # a trial and a call
+    assert found.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(found, plain, rtol=0, atol=0.02)
+    torch.testing.assert_close(plain.double(), formula(*parts()), rtol=0, atol=0.02)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attend(*parts(), wish=wish).dtype == torch.float64
+
+
 def refuses(*args, **fields) -> Tensor:
     raise NotImplementedError("No operator found for this\nfollowed by a page of reasons")
 
@@ -231,6 +258,23 @@ MASKS = {
     "padded": torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6]),
     "own": (boolean(2, 1, 6, 6) | torch.eye(6, dtype=torch.bool)),
 }
+
+
+def test_a_model_that_normalises_its_queries_runs_under_autocast(monkeypatch):
+    stage(monkeypatch, of_one_dtype)
+    settings = PhiConfig(
+        vocab_size=11, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, qk_layernorm=True,
+        attn_implementation=transformers_attention("xformers"),
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = PhiForCausalLM(settings).eval()
+    with torch.no_grad():
+        exact = model(IDS, use_cache=False).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(IDS, use_cache=False).logits
+    assert 0 < (found - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())

@@ -124,8 +124,9 @@ def test_the_hubs_cache_serves_an_offline_run(published, tmp_path, monkeypatch):
 def test_an_offline_run_without_a_cache_says_how_to_get_the_files(tmp_path, monkeypatch):
     offline(monkeypatch, tmp_path)
     told = refusal(HUB_ID)
-    assert told.startswith("policy.weights: cannot find 'amused/amused-256', sought model_index")
-    assert "the hub's cache does not hold it, and the hub is out of reach" in told
+    assert told.startswith("policy.weights: there is no folder amused/amused-256 in ")
+    assert "the hub cannot be reached (or HF_HUB_OFFLINE is set)" in told
+    assert f"its cache {tmp_path} has none of model_index.json, transformer/*.json" in told
     assert "`hf download amused/amused-256 --local-dir FOLDER`" in told
 
 
@@ -156,9 +157,9 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("status", "code", "told"), [
-    (403, "GatedRepo", r"terms .* https://huggingface.co/amused/amused-256, then `hf auth login`"),
-    (404, "RepoNotFound", "the hub has no such repository for you; check the spelling"),
-    (404, "RevisionNotFound", r"at revision x.* no such revision; check policy\.revision"),
+    (403, "GatedRepo", r"gated: accept .* https://huggingface.co/amused/amused-256, then "),
+    (404, "RepoNotFound", "nor a repository of the hub that you may read: check the name"),
+    (404, "RevisionNotFound", "amused/amused-256 has no revision 'x': see https://hugg"),
 ])  # fmt: skip
 def test_what_the_hub_refuses_is_a_sentence(hub, status, code, told):
     hub.update(status=status, code=code)
@@ -171,8 +172,10 @@ def test_a_download_that_fails_in_another_way_says_how(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
     told = refusal(HUB_ID)
-    assert "the download failed: [Errno 28] No space left on device; try again, or `hf dow" in told
+    assert "cannot be had from the hub: [Errno 28] No space left on device. Try again, or" in told
 
 
 def test_neither_a_folder_nor_an_id():
-    assert "neither a folder here nor a hub id of the form owner/name" in refusal("my/own/folder")
+    told = refusal("my/own/folder")
+    assert "policy.weights: there is no file or folder 'my/own/folder' (sought from " in told
+    assert "nor is that a hub id owner/name" in told

@@ -1,6 +1,7 @@
 """Checkpoints in every published form, and a sentence for each that does not fit."""
 
 import json
+import math
 import shutil
 from importlib.util import find_spec
 
@@ -9,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from genrl_core import RecipeError
+from genrl_core import Prompt, RecipeError
 from genrl_showo import ShowoConfig
+from genrl_showo.magvit import MagvitLayout, random_magvit, save_magvit
 
 from .conftest import LENGTH, NUM_TOKENS, TINY, WORDS, save_tokenizer, settings, tiny_network
 
@@ -129,6 +131,9 @@ def test_another_model_is_named_as_such(build, published, tmp_path):
         ({"codebook_size": 15}, r"38 embeddings, and 11 ids of text.*15 codes.*make 37"),
         ({"num_vq_tokens": 15}, r"square num_vq_tokens"),
         ({"num_vq_tokens": "16"}, r"num_vq_tokens in config.json is '16'"),
+        ({"llm_vocab_size": 60}, r"38 embeddings, and 60 ids.*16 codes and a mask make 87"),
+        ({"mask_token_id": 21}, r"mask last, mask_token_id 37, and config.json says 21"),
+        ({"vocab_size": 39}, r"vocab_size 38, and config.json says 39"),
     ],
 )
 def test_a_config_that_belongs_elsewhere(build, published, tmp_path, stated, message):
@@ -138,12 +143,53 @@ def test_a_config_that_belongs_elsewhere(build, published, tmp_path, stated, mes
         build(weights=folder)
 
 
+def test_weights_that_are_no_numbers_with_a_fraction(build, published, tmp_path):
+    folder = folder_with(tmp_path / "x", published)
+    tensors = tiny_network().state_dict()
+    key = "showo.model.layers.0.mlp.fc1.weight"
+    save_file(tensors | {key: tensors[key].to(torch.int8)}, folder / "pytorch_model.safetensors")
+    with pytest.raises(RecipeError, match=rf"1 quantised, or of another kind.*{key} int8"):
+        build(weights=folder)
+
+
+@pytest.mark.parametrize("bits", [3, 6])
+def test_an_image_tokenizer_of_another_codebook(build, tmp_path, bits):
+    """With fewer codes it would stop at the first image, with more show those of other codes."""
+    save_magvit(random_magvit(MagvitLayout(width=4, norm_groups=2, bits=bits)), tmp_path / "x")
+    with pytest.raises(RecipeError, match=rf"image_tokenizer: .* has {2**bits} codes.* from 16"):
+        build(image_tokenizer=tmp_path / "x")
+
+
+@pytest.mark.parametrize("tokens", [256, 1024])
+def test_the_published_numbers_of_tokens(build, published, tmp_path, tokens):
+    """256 x 256 and 512 x 512 pixels: N is config.json's, and the image has 16 pixels a code."""
+    folder = folder_with(tmp_path / "x", published, num_vq_tokens=tokens)
+    shutil.copy(published["showo"] / "pytorch_model.safetensors", folder)
+    policy = build(weights=folder)
+    canvas = torch.full((1, tokens), policy.mask_code)
+    with torch.no_grad():
+        logits = policy.logits(canvas, policy.encode([Prompt("x", "red cube")]))
+    assert logits.shape == (1, tokens, TINY.codes) and logits.isfinite().all()
+    media = policy.decode({"tokens": torch.zeros_like(canvas)})
+    side = 16 * math.isqrt(tokens)
+    assert media.pixels.shape == (1, 3, side, side)
+
+
 def test_the_wrong_text_tokenizer(build, tmp_path):
     save_tokenizer(tmp_path, [*WORDS, "more"])
     with pytest.raises(RecipeError, match=r"policy.text_tokenizer: .* has 12 ids, .* 11 ids"):
         build(text_tokenizer=tmp_path)
-    with pytest.raises(RecipeError, match=r"policy.text_tokenizer: .*hf download microsoft/phi"):
+    with pytest.raises(RecipeError, match=r"no such folder.*hf download microsoft/phi") as caught:
         build(text_tokenizer=tmp_path / "missing")
+    assert "config.json" not in str(caught.value)
+
+
+def test_a_text_tokenizer_that_config_json_names_and_is_gone(build, published, tmp_path):
+    folder = folder_with(tmp_path / "x", published, llm_model_path=str(tmp_path / "gone"))
+    shutil.copy(published["showo"] / "pytorch_model.safetensors", folder)
+    with pytest.raises(RecipeError, match=r"gone', which llm_model_path in config.json names: th"):
+        build(weights=folder)
+    assert same(build(weights=folder, text_tokenizer=published["text"]))
 
 
 def test_nothing_there(build, tmp_path, published):
@@ -166,10 +212,16 @@ def test_offline(build, monkeypatch, tmp_path, published):
         build(
             weights="showlab/show-o-512x512", num_image_tokens=16, text_tokenizer=published["text"]
         )
+    with pytest.raises(RecipeError, match=r"hub cannot be reached") as caught:
+        build(weights="showlab/show-o-512x512", text_tokenizer=published["text"])
+    assert "num_image_tokens" not in str(caught.value), "that is not what is wrong"
 
 
 def test_a_folder_without_any_config_still_says_what_is_missing(build, tmp_path):
     shutil.copytree(build().text_tokenizer.name_or_path, tmp_path / "x")
+    with pytest.raises(RecipeError, match=r"x has none of pytorch_model.safetensors"):
+        build(weights=tmp_path / "x")
+    torch.save(tiny_network().state_dict(), tmp_path / "x" / "mycheckpoint.pth")
     with pytest.raises(RecipeError, match=r"policy.num_image_tokens is missing"):
         build(weights=tmp_path / "x")
 
@@ -181,8 +233,9 @@ def test_base_holds_what_weights_of_our_own_lack(build, published):
 
 @pytest.mark.skipif(find_spec("xformers") is not None, reason="xformers may run here")
 def test_an_attention_that_cannot_be_ends_the_loading(build):
-    with pytest.raises(RecipeError, match=r"policy.attention: xformers does not run here"):
-        build(attention="xformers")
+    for weights in (None, "showlab/never-asked-for"):
+        with pytest.raises(RecipeError, match=r"policy.attention: xformers does not run here"):
+            build(attention="xformers", **({"weights": weights} if weights else {}))
     assert same(build(attention="sdpa"))
 
 
@@ -192,8 +245,6 @@ def test_num_image_tokens_is_a_square():
 
 
 def test_prompts_end_up_as_the_layout_says(build):
-    from genrl_core import Prompt
-
     policy = build()
     tokenizer = AutoTokenizer.from_pretrained(policy.text_tokenizer.name_or_path)
     assert len(tokenizer) == TINY.text

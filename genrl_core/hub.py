@@ -1,35 +1,21 @@
-"""Checkpoints of Show-o's family: the file sought in a folder or on the hub, read, and compared.
+"""Files of published models: sought in a folder of this machine or on the Hugging Face hub.
 
-Their repositories name the weights as neither transformers nor diffusers does. Nothing is read that
-could run code: safetensors, or a pickle of tensors alone (``weights_only=True``).
+Where one is not to be had, the message says which file was sought where and what to do. Nothing is
+read that could run code: JSON, and tensors by ``tensor_files``.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from genrl_core import RecipeError, Tensors
-
-WEIGHT_FILES = (
-    "pytorch_model.safetensors",
-    "model.safetensors",
-    "pytorch_model.safetensors.index.json",
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)
-"""What the weights may be called, the first that is found being taken; an index names shards."""
-
-_SHOWN = 5
-"""How many keys of a kind a message lists before it counts the rest."""
+from genrl_core.errors import RecipeError
+from genrl_core.records import Tensors
+from genrl_core.tensor_files import WEIGHT_FILES, listing, read_tensors
 
 
-class Checkpoint:
+class ModelFiles:
     """Where the files of a published model are: one file, a folder, or a repository of the hub.
 
     Args:
@@ -44,13 +30,13 @@ class Checkpoint:
         self.revision = revision
         self._offline = False
 
-    def settings(self) -> dict[str, Any]:
-        """What ``config.json`` holds; empty where there is none.
+    def settings(self, name: str = "config.json") -> dict[str, Any]:
+        """What a JSON file holds; empty where there is none.
 
         Raises:
             RecipeError: it is not a JSON object, or the source cannot be reached.
         """
-        path = self._first(("config.json",))
+        path = self.find((name,))
         if path is None:
             return {}
         found = _json(path, self.field)
@@ -58,35 +44,93 @@ class Checkpoint:
             raise RecipeError(f"{self.field}: {path} holds no JSON object")
         return found
 
-    def tensors(self, names: tuple[str, ...] = WEIGHT_FILES) -> tuple[Path, Tensors]:
+    def tensors(
+        self, names: tuple[str, ...] = WEIGHT_FILES, inside: str | None = None
+    ) -> tuple[Path, Tensors]:
         """The first of the weight files that is there, and its tensors on the CPU by key.
+
+        Args:
+            names: what the file may be called.
+            inside: the key under which the file may hold its state dict among other things.
 
         Raises:
             RecipeError: none of them is there, or one cannot be read or holds more than tensors.
         """
         place = Path(self.source).expanduser()
-        path = place if place.is_file() else self._required(names)
+        path = place if place.is_file() else self.path(names)
         if path.suffix != ".json":
-            return path, read_tensors(path, self.field)
+            return path, read_tensors(path, self.field, inside)
         state: Tensors = {}
         for shard in _shards(path, self.field):
-            state |= read_tensors(self._required((shard,)), self.field)
+            state |= read_tensors(self.path((shard,)), self.field)
         return path, state
 
-    def _first(self, names: tuple[str, ...]) -> Path | None:
-        """The first of the names that is there."""
+    def find(self, names: tuple[str, ...]) -> Path | None:
+        """The first of the names that is there, or None.
+
+        Raises:
+            RecipeError: there is no such source, or it is closed.
+        """
         folder = self._folder()
         if folder is None:
             return self._download(names, required=False)
         return next((folder / name for name in names if (folder / name).is_file()), None)
 
-    def _required(self, names: tuple[str, ...]) -> Path:
+    def path(self, names: tuple[str, ...]) -> Path:
+        """The first of the names that is there.
+
+        Raises:
+            RecipeError: none of them is there.
+        """
         folder = self._folder()
-        found = self._download(names, required=True) if folder is None else self._first(names)
+        found = self._download(names, required=True) if folder is None else self.find(names)
         if found is None:
             assert folder is not None
             raise RecipeError(self._missing(f"the folder {folder.resolve()}", names, folder))
         return found
+
+    def expect(self, names: tuple[str, ...]) -> None:
+        """Stop where none of the names is there, as far as that is known without a download.
+
+        For a caller that lacks what a small file says: where the folder is the wrong one, or the
+        hub out of reach, that is what the message has to be about.
+
+        Raises:
+            RecipeError: the folder has none of them, or an unreachable hub's cache has none.
+        """
+        if Path(self.source).expanduser().is_file():
+            return
+        if self._folder() is not None or self._offline:
+            self.path(names)
+
+    def folder(self, patterns: Sequence[str], without: Sequence[str] = ()) -> Path:
+        """The folder itself; of a hub repository the snapshot that holds what fits ``patterns``.
+
+        Args:
+            patterns: of the files to download, as ``tokenizer/*``.
+            without: patterns of files to leave out all the same.
+
+        Raises:
+            RecipeError: there is no such source, it is closed, or the hub is out of reach.
+        """
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        folder = self._folder()
+        if folder is not None:
+            return folder
+        self._check_id()
+        try:
+            return Path(
+                snapshot_download(
+                    self.source, revision=self.revision, allow_patterns=list(patterns),
+                    ignore_patterns=list(without),
+                )
+            )  # fmt: skip
+        except LocalEntryNotFoundError as error:
+            raise RecipeError(f"{self.field}: {self._unreachable(tuple(patterns))}") from error
+        except Exception as error:  # of the network, the disk or the library
+            raise RecipeError(f"{self.field}: {self._refused(error)}") from error
 
     def _folder(self) -> Path | None:
         """The folder of this machine that holds the files; None for a repository of the hub."""
@@ -94,8 +138,15 @@ class Checkpoint:
         place = place.parent if place.is_file() else place
         return place if place.is_dir() else None
 
+    def _check_id(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", self.source):
+            raise RecipeError(
+                f"{self.field}: there is no file or folder {self.source!r} (sought from "
+                f"{Path.cwd()}), nor is that a hub id owner/name"
+            )
+
     def _download(self, names: tuple[str, ...], *, required: bool) -> Path | None:
-        """The same from the hub, or from its cache on this machine."""
+        """The first of the names from the hub, or from its cache on this machine."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (
             EntryNotFoundError,
@@ -103,11 +154,7 @@ class Checkpoint:
             LocalEntryNotFoundError,
         )
 
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", self.source):
-            raise RecipeError(
-                f"{self.field}: there is no file or folder {self.source!r} (sought from "
-                f"{Path.cwd()}), nor is that a hub id owner/name"
-            )
+        self._check_id()
         for name in names:
             try:
                 found = hf_hub_download(
@@ -127,7 +174,7 @@ class Checkpoint:
         raise RecipeError(self._missing(f"the hub repository {self.source}", names, None))
 
     def _missing(self, where: str, names: tuple[str, ...], folder: Path | None) -> str:
-        there = "" if folder is None else f"; it holds {_listing(p.name for p in folder.iterdir())}"
+        there = "" if folder is None else f"; it holds {listing(p.name for p in folder.iterdir())}"
         return (
             f"{self.field}: {where} has none of {', '.join(names)}{there}. Give the folder or hub "
             "id that holds one of them, or the weight file itself"
@@ -168,75 +215,6 @@ class Checkpoint:
             f"{self.source} cannot be had from the hub: {first}. Try again, or run `hf download "
             f"{self.source} --local-dir FOLDER` and give that folder"
         )
-
-
-def read_tensors(path: Path, field: str) -> Tensors:
-    """The tensors of one file by key, on the CPU.
-
-    Raises:
-        RecipeError: it is damaged, or a pickle that holds anything but a dictionary of tensors.
-    """
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        first = str(error).strip().splitlines()[:1]
-        raise RecipeError(
-            f"{field}: {path} ({path.stat().st_size} bytes) cannot be read as tensors: "
-            f"{''.join(first)}. It is damaged, half downloaded, a Git LFS pointer, or a pickle of "
-            "other things, which GenRL does not open: download it again, as safetensors if possible"
-        ) from error
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise RecipeError(
-            f"{field}: {path} holds no plain state dict, a tensor per key: save the model's "
-            "state_dict() alone"
-        )
-    return {str(key): value for key, value in found.items()}
-
-
-def fit(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Put a state dict into a network, which may be on the meta device; all keys must agree.
-
-    The tensors become the network's own, in the dtype and on the device that they have.
-
-    Raises:
-        RecipeError: keys are missing, unexpected or of another shape; ``where`` begins it.
-    """
-    expected = network.state_dict()
-    problem = mismatch({key: tensor.shape for key, tensor in expected.items()}, state)
-    if problem:
-        raise RecipeError(f"{where} {problem}")
-    network.load_state_dict(dict(state), assign=True)
-
-
-def mismatch(expected: Mapping[str, torch.Size], state: Mapping[str, Tensor]) -> str:
-    """What differs between the expected shapes and a state dict, as half a sentence; or empty."""
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    shapes = [
-        f"{key} {list(state[key].shape)} instead of {list(shape)}"
-        for key, shape in expected.items()
-        if key in state and state[key].shape != shape
-    ]
-    kinds = ((missing, "missing"), (unexpected, "unexpected"), (shapes, "of another shape"))
-    parts = [f"{len(keys)} {name} ({_listing(keys)})" for keys, name in kinds if keys]
-    if not parts:
-        return ""
-    return f"does not fit: of {len(expected)} keys, {', '.join(parts)}"
-
-
-def _listing(names: Iterable[str]) -> str:
-    """The first few names in the order given, and how many more there are."""
-    known = list(names)
-    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
-    return (", ".join(known[:_SHOWN]) or "nothing") + more
 
 
 def _json(path: Path, field: str) -> Any:
