@@ -21,10 +21,17 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1)]
 
+SHIPPED = ("base-0", "base-1", "base-2")
+"""Bases that come with the package: ``policy.weights`` takes their names."""
+
 
 class ShapesMaskedConfig(MaskedPolicyConfig):
-    """A transformer of 184,000 parameters over 36 codes of 5 x 5 pixels, prompted by 7 words."""
+    """A transformer of 184,000 parameters over 36 codes of 5 x 5 pixels, prompted by 7 words.
 
+    ``weights`` may be the name of a shipped base: base-0, base-1 or base-2.
+    """
+
+    loads_weights: ClassVar[bool] = True
     masks_prompts: ClassVar[bool] = True
     width: Count = Field(64, description="channels of the transformer, a multiple of heads")
     layers: Count = Field(3, description="transformer blocks")
@@ -34,6 +41,12 @@ class ShapesMaskedConfig(MaskedPolicyConfig):
     def _divisible(self) -> "ShapesMaskedConfig":
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _known_base(self) -> "ShapesMaskedConfig":
+        if (self.weights or "").startswith("base-") and self.weights not in SHIPPED:
+            raise ValueError(f"weights {self.weights} is none of {', '.join(SHIPPED)}")
         return self
 
     def build(self) -> "ShapesMaskedPolicy":
@@ -48,11 +61,15 @@ class ShapesDataConfig(SamplerConfig):
     paradigm: ClassVar[str] = "masked"
     supervised: ClassVar[bool] = True
     gives: ClassVar[Capability | None] = Capability.IMAGE
+    caption_noise: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="probability that the scene is that of a random prompt of the same category",
+    )
 
     def build(self) -> "ShapesDataSampler":
         from genrl_shapes.sampler import ShapesDataSampler
 
-        return ShapesDataSampler()
+        return ShapesDataSampler(self)
 
 
 class ShapesVerifierConfig(RewardConfig):

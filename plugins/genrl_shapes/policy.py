@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genrl_core import Media, Prompt, Tensors
+from genrl_core import Media, Prompt, Tensors, fit_tensors
 from genrl_masked import MaskedPolicy
 from genrl_shapes import ShapesMaskedConfig, tokens
+from genrl_shapes.bases import shipped
 from genrl_shapes.grammar import ANYTHING, PREFIX, VOCABULARY, word_ids
 from genrl_shapes.network import ShapesTransformer
 from genrl_shapes.world import Array
@@ -27,6 +28,8 @@ class ShapesMaskedPolicy(MaskedPolicy):
                 width=config.width, layers=config.layers, heads=config.heads,
                 per_row=tokens.PER_ROW, vocabulary=len(VOCABULARY), prefix=PREFIX,
             )  # fmt: skip
+        if config.weights is not None:
+            fit_tensors(network, shipped(config.weights), f"policy.weights: {config.weights}")
         super().__init__(config, network.eval(), tokens.NUM_TOKENS, len(tokens.codebook()))
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensors:

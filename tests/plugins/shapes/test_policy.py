@@ -6,21 +6,26 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from scipy.stats import chisquare
+from safetensors import safe_open
+from safetensors.torch import load_file
+from scipy.stats import binomtest, chisquare
 
-from genrl_core import Capability, Plan, Prompt, RecipeError, Reward, load_recipe
+from genrl_core import Capability, Media, Plan, Prompt, RecipeError, Reward, load_recipe
 from genrl_core.testing import check_sampler
 from genrl_core.trainer import Trainer
 from genrl_masked import ConfidenceConfig
 from genrl_shapes import (
+    SHIPPED,
     ShapesDataConfig,
     ShapesMaskedConfig,
     ShapesVerifierConfig,
+    bases,
     grammar,
     tokens,
     verifier,
     world,
 )
+from genrl_shapes.bases import FOLDER, RECIPE, shipped
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = [
@@ -133,10 +138,71 @@ def test_anything_is_of_any_category():
     assert counts[0] == 0 and chisquare(counts[1:], expected).pvalue > 1e-3
 
 
+def test_some_captions_are_of_another_scene():
+    """With probability c the scene is a random one of the category, n in all of which the prompted
+    one is one: a caption is right with probability ``1 - c (1 - 1 / n)``.
+    """
+    prompts = [Prompt("x", "a red square"), Prompt("y", "three crosses")]
+    plan = plan_of(prompts, 1500)
+    images = ShapesDataConfig(caption_noise=0.4).build().examples(plan)
+    strict = ShapesVerifierConfig(form="strict").build()
+    media = Media("image", torch.from_numpy(tokens.to_rgb(images)))
+    right = np.array(strict(media, plan.sample_prompts())).reshape(2, 1500).sum(1)
+    for count, category in zip(right.tolist(), ("colours", "counting"), strict=True):
+        others = 1 - 1 / len(grammar.requests(category))
+        assert binomtest(int(count), 1500, 1 - 0.4 * others).pvalue > 1e-3
+    shown = [len(seen.things) for seen in verifier.see(images)]
+    assert set(shown[:1500]) == {1} and set(shown[1500:]) == {2, 3, 4}
+
+
 def test_data_are_for_the_policies_of_this_world():
     plan = plan_of(PROMPTS, 1)
     with pytest.raises(RecipeError, match="a policy of genrl_shapes"):
         ShapesDataConfig().build().rollout(object(), {}, plan)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_base_is_what_its_recipe_trains(name):
+    """The header holds the digest of the recipe as it stands: who changes it must train anew."""
+    path = FOLDER / f"{name}.safetensors"
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
+    recipe = load_recipe(RECIPE, [f"run.seed={name[-1]}", "run.device=cpu"])
+    assert header == {"seed": name[-1], "recipe": recipe.digest()}
+    network = ShapesMaskedConfig(weights=name).build().network
+    for key, tensor in shipped(name).items():
+        assert torch.equal(network.state_dict()[key], tensor) and tensor.dtype == torch.float32
+
+
+def test_the_shipped_bases_are_small_and_differ():
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 8e6
+    first, second, third = (shipped(name)["words.weight"] for name in SHIPPED)
+    assert not torch.equal(first, second) and not torch.equal(second, third)
+
+
+def test_pretraining_writes_what_a_policy_loads(tmp_path, monkeypatch):
+    """The command's own code, two iterations of it."""
+    monkeypatch.setattr(bases, "RECIPE", tmp_path / "short.yaml")
+    (tmp_path / "short.yaml").write_text(
+        "extends: shapes/masked_base\ntrain: {iterations: 2, num_prompts: 2}\n"
+    )
+    bases.pretrain(5, tmp_path / "weights" / "base-0.safetensors")
+    monkeypatch.setattr(bases, "FOLDER", tmp_path / "weights")
+    network = ShapesMaskedConfig(weights="base-0").build().network
+    untrained = ShapesMaskedConfig().build().network.state_dict()
+    assert any(not torch.equal(t, untrained[key]) for key, t in network.state_dict().items())
+    with safe_open(tmp_path / "weights" / "base-0.safetensors", "pt") as file:
+        assert file.metadata()["seed"] == "5"
+
+
+def test_an_unknown_base_is_a_sentence():
+    with pytest.raises(ValidationError, match="base-7 is none of base-0, base-1, base-2"):
+        ShapesMaskedConfig(weights="base-7")
+    with pytest.raises(RecipeError, match="none of the shipped bases base-0, base-1, base-2"):
+        ShapesMaskedConfig(weights="elsewhere").build()
+    with pytest.raises(RecipeError, match="base-0 does not fit"):
+        ShapesMaskedConfig(weights="base-0", width=32).build()
 
 
 SMALL = ["run.seed=10", "policy.width=32", "policy.layers=2"]
