@@ -8,6 +8,7 @@ from torch import Tensor
 
 from genrl_amused.attention import AmusedAttention
 from genrl_amused.loading import EXAMPLE, load_parts
+from genrl_amused.recompute import recompute_layers
 from genrl_core import Media, Prompt, RecipeError, Tensors, attention_backend
 from genrl_masked import MaskedPolicy
 
@@ -51,6 +52,8 @@ class AmusedPolicy(MaskedPolicy):
         attention_backend(config.attention, dtype)
         parts = load_parts(source, config.revision, dtype)
         parts.transformer.set_attn_processor(AmusedAttention(config.attention))
+        if config.gradient_checkpointing:
+            recompute_layers(parts.transformer.transformer_layers)
         self._side: int = parts.transformer.config.sample_size
         super().__init__(
             config, parts.transformer, self._side**2, parts.transformer.config.codebook_size

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from genrl_masked.corruption import log_level_weight as log_level_weight
     from genrl_masked.corruption import remasked as remasked
     from genrl_masked.policy import MaskedPolicy as MaskedPolicy
+    from genrl_masked.policy import at_positions as at_positions
     from genrl_masked.policy import guided_logits as guided_logits
     from genrl_masked.release import RandomReleaseSampler as RandomReleaseSampler
     from genrl_masked.release import RandomReleaseTransition as RandomReleaseTransition
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from genrl_masked.schedule import released_counts as released_counts
 
 _HOMES = {
-    "MaskedPolicy": "policy", "guided_logits": "policy",
+    "MaskedPolicy": "policy", "at_positions": "policy", "guided_logits": "policy",
     "log_level_weight": "corruption", "remasked": "corruption",
     "ConfidenceSampler": "sampler", "ConfidenceTransition": "sampler",
     "UnmaskingSampler": "sampler",
@@ -47,7 +48,7 @@ Count = Annotated[int, Field(ge=1)]
 __getattr__ = lazy_names(__name__, _HOMES)
 
 
-Masking = Literal["cosine", "uniform", "full", "structured", "complement", "quadrature"]
+Masking = Literal["cosine", "uniform", "full", "structured", "rising", "complement", "quadrature"]
 
 
 class BoundConfig(Schema):
@@ -58,7 +59,8 @@ class BoundConfig(Schema):
         description="how many of the N positions are masked: ceil(N cos(pi u / 2)) with u uniform "
         "on [0, 1), as MaskGIT trains (cosine); each of 1..N equally often (uniform); all (full, "
         "diffu-GRPO); a ratio that rises evenly over the updates of an iteration, from a uniform "
-        "one to 1 (structured, UniGRPO); all, then each with probability t uniform on 0.2..0.8, "
+        "one to 1 (structured, UniGRPO), or from above 0.8 to 0.999 (rising, MaskGRPO); all, "
+        "then each with probability t uniform on 0.2..0.8, "
         "then the others, in three draws (complement, coupled-GRPO); each with probability t at "
         "the Gauss-Legendre nodes of 0..1, one draw per node (quadrature, GDPO)",
     )

@@ -17,6 +17,9 @@ from genrl_masked.transitions import best
 COMPLEMENT_RANGE = (0.2, 0.8)
 """Of the ratio t of coupled-GRPO's random set (arXiv 2506.20639)."""
 
+RISING_FROM = 0.8
+"""Below the mask ratios of MaskGRPO for images (arXiv 2510.02880)."""
+
 
 def remasked(
     bound: BoundConfig, streams: Streams, draws: int, num_tokens: int, update: int, updates: int
@@ -39,6 +42,8 @@ def remasked(
     levels = _spread(streams.across_updates if structured else streams, draws)
     if structured:
         levels = structured_ratio(levels, update, updates)
+    if bound.masking == "rising":
+        levels = torch.full_like(levels, rising_ratio(update, updates))
     keys = streams.uniform(draws, num_tokens)
     counts = mask_counts(levels, num_tokens, bound)
     masked = best(keys, torch.ones_like(keys, dtype=torch.bool), counts)
@@ -52,6 +57,15 @@ def structured_ratio(first: Tensor, update: int, updates: int) -> Tensor:
     2505.15809, whose times are the integers below 1000; here they are not rounded).
     """
     return first + (1 - first) * (update / max(updates - 1, 1))
+
+
+def rising_ratio(update: int, updates: int) -> float:
+    """The mask ratio of an update: ``min(r + (1 - r) (i + 1) / mu, 0.999)`` for the i-th of mu.
+
+    MaskGRPO (arXiv 2510.02880) with its r = 0.8 for images; ``update`` counts i from 0. There each
+    position is masked by itself with this probability; here their number is fixed.
+    """
+    return min(RISING_FROM + (1 - RISING_FROM) * (update + 1) / updates, 0.999)
 
 
 def mask_counts(levels: Tensor, num_tokens: int, bound: BoundConfig) -> Tensor:

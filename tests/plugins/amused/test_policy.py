@@ -1,5 +1,6 @@
 """aMUSEd through GenRL against diffusers' own pipeline, and through the whole loop."""
 
+import copy
 import math
 
 import pytest
@@ -171,6 +172,43 @@ def test_what_is_trained_is_the_transformer_without_dropout(policy):
     frozen = [*policy.vqvae.parameters(), *policy.text_encoder.parameters()]
     assert not any(parameter.requires_grad for parameter in frozen)
     assert all(parameter.requires_grad for parameter in policy.network.parameters())
+
+
+def gradients(policy, canvas):
+    """The gradient of every parameter, and how many numbers the graph keeps for it."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
+        logits = policy.logits(canvas, policy.encode(PROMPTS))
+    logits.square().sum().backward()
+    return {name: p.grad for name, p in policy.network.named_parameters()}, sum(kept)
+
+
+def test_recomputed_layers_have_the_same_gradient_and_keep_less(published, policy):
+    canvas = torch.full((2, policy.num_tokens), policy.mask_code)
+    thrifty = AmusedConfig(weights=str(published), gradient_checkpointing=True).build()
+    assert thrifty.network.state_dict().keys() == policy.network.state_dict().keys()
+    expected, everything = gradients(policy, canvas)
+    found, kept = gradients(thrifty, canvas)
+    assert kept < everything
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_copy_of_recomputed_layers_runs_its_own_weights(published, policy):
+    """The reference slot is a copy: were it to run the original's layers, the KL would be dead."""
+    thrifty = AmusedConfig(weights=str(published), gradient_checkpointing=True).build()
+    thrifty.network = copy.deepcopy(thrifty.network)
+    cond = policy.encode(PROMPTS)
+    canvas = torch.full((2, policy.num_tokens), policy.mask_code)
+    before = policy.logits(canvas, cond)
+    for network in (policy.network, thrifty.network):
+        for parameter in network.transformer_layers.parameters():
+            parameter.data.mul_(0.5)
+    found, expected = thrifty.logits(canvas, cond), policy.logits(canvas, cond)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (found - before).abs().max() > 1e-3
 
 
 def test_the_aesthetic_score_is_heard(policy, published):

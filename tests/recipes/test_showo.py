@@ -1,0 +1,217 @@
+"""The recipes of Show-o and aMUSEd as they stand, on tiny random models in the published layouts.
+
+Overrides swap in the checkpoints and make the runs short, nothing else: what is loaded, drawn,
+judged and trained goes the way of the real run.
+"""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from genrl_core.advantage import advantages
+from genrl_core.recipe import Recipe, load_recipe
+from genrl_core.trainer import Trainer
+
+# The builders of those tests, and two of their fixtures.
+from ..plugins.amused.conftest import VOCABULARY  # noqa: TID252
+from ..plugins.amused.conftest import published as amused  # noqa: F401, TID252
+from ..plugins.showo.conftest import LENGTH  # noqa: TID252
+from ..plugins.showo.conftest import published as showo  # noqa: F401, TID252
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+
+import showo_cost  # noqa: E402
+
+RECIPES = sorted((ROOT / "recipes" / "masked").glob("*.yaml"))
+NAMES = [path.stem for path in RECIPES]
+WANTED = {
+    "showo", "showo_mask_grpo", "showo_mask_grpo_lora", "showo_256_mask_grpo",
+    "showo_mask_grpo_paper", "showo_mask_grpo_released", "amused_mask_grpo",
+    *(f"showo_mask_grpo_paper_{change}" for change in (
+        "ar", "p2", "kl", "no_filter", "computational_reduction", "unmasking_reduction",
+    )),
+    *(f"showo_{peer}" for peer in (
+        "unigrpo", "diffu_grpo", "coupled_grpo", "maskgrpo", "tracerl",
+    )),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP of random weights as transformers saves it, with a tokenizer of letters."""
+    folder = tmp_path_factory.mktemp("clip")
+    settings = CLIPConfig(
+        text_config={
+            "vocab_size": len(VOCABULARY), "hidden_size": 8, "intermediate_size": 16,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 77,
+            "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53,
+        },
+        vision_config={
+            "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
+        },
+        projection_dim=8,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        CLIPModel(settings).save_pretrained(folder)
+    vocabulary = {word: index for index, word in enumerate(VOCABULARY)}
+    CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
+    return folder
+
+
+def shortened(name: str, models: dict[str, Path], *more: str) -> Recipe:
+    """The recipe on tiny models: fewer prompts, samples, steps and updates, a visible rate."""
+    recipe = load_recipe(f"masked/{name}")
+    kind = type(recipe.policy).__name__.removesuffix("Config").lower()
+    given = [
+        f"policy.weights={models[kind]}", f"reward.clip_score.weights={models['clip']}",
+        "evaluate.metrics=null", "sampler.num_inference_steps=4", "train.num_prompts=2",
+        "train.num_generations=3", f"train.num_updates={min(recipe.train.num_updates, 2)}",
+        "train.iterations=1", "train.learning_rate=1e-3", "train.warmup_steps=0",
+        "train.rows_per_forward=5", "run.threads=1", "run.device=cpu",
+    ]  # fmt: skip
+    if recipe.train.steps.count is not None:
+        given.append("train.steps.count=2")
+    if kind == "showo":
+        given += [f"policy.image_tokenizer={models['image']}", f"policy.max_text_tokens={LENGTH}"]
+    return recipe.with_overrides(*given, *more)
+
+
+@pytest.fixture(scope="module")
+def models(showo: dict[str, Path], amused: Path, clip: Path) -> dict[str, Path]:  # noqa: F811
+    return {"showo": showo["showo"], "image": showo["image"], "amused": amused, "clip": clip}
+
+
+def test_the_recipes_are_all_there_and_short() -> None:
+    assert set(NAMES) == WANTED
+    for path in RECIPES:
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 25, path
+        assert re.search(r"arXiv \d{4}\.\d{5}", " ".join(lines[:2])), path
+
+
+def test_check_passes_without_weights_or_a_network(tmp_path: Path) -> None:
+    """As it stands, offline, with empty caches: nothing is loaded to say that a recipe is right."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "genrl_core", "check",
+         *(f"masked/{name}" for name in NAMES)],
+        capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ok") >= len(NAMES)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "pydantic" in loaded
+    assert not {"torch", "transformers", "diffusers"} & loaded
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_trains(name: str, models: dict[str, Path]) -> None:
+    """An iteration in float32: finite, no drift, and only what should moves."""
+    precise = ["train.drift_tolerance=1e-4"]
+    if name != "amused_mask_grpo":
+        precise.append("policy.precision=float32")
+    trainer = Trainer(shortened(name, models, *precise))
+    before = {n: p.detach().clone() for n, p in trainer.policy.network.named_parameters()}
+    record = trainer.step()
+    assert record.problem is None
+    assert record.metrics.get("drift", 0.0) < 1e-4
+    assert 0 < record.metrics["grad_norm"] < 1e6
+    assert abs(record.metrics["loss"]) < 1e6
+    assert record.metrics["spread"] > 0
+    moved = {
+        n for n, p in trainer.policy.network.named_parameters() if not torch.equal(p, before[n])
+    }
+    assert moved and moved <= set(trainer.slots.trainable)
+    assert all(("lora_" in n) == name.endswith("_lora") for n in moved)
+
+
+def test_bfloat16_drifts_far_less_than_is_allowed(models: dict[str, Path]) -> None:
+    """In the recipe's own precision, also where the rows of an update are no rollout's."""
+    recipe = shortened("showo_mask_grpo_paper", models)
+    assert recipe.policy.precision == "bfloat16"  # type: ignore[union-attr]
+    assert recipe.train.drift_tolerance == 1.0
+    trainer = Trainer(recipe)
+    record = trainer.step()
+    assert record.problem is None
+    assert 0 < record.metrics["drift"] < 0.2
+    assert recipe.evaluate.sampler == {"num_inference_steps": 50, "guidance_scale": 6.0}
+    found = trainer.evaluate(num_inference_steps=2)  # under guidance, on all held-out prompts
+    assert len(found.prompts) == 120
+    assert abs(found.metrics["reward/clip_score"]) < 101
+
+
+def test_advantages_are_the_papers(models: dict[str, Path]) -> None:
+    """Divided by the group's unbiased deviation and 1e-4, with CLIP's logits as they are."""
+    recipe = load_recipe("masked/showo_mask_grpo_paper")
+    reward = torch.tensor([30.0, 31.0, 33.0, 30.5, 29.0, 32.0], dtype=torch.float64)
+    group, valid = torch.zeros(6, dtype=torch.long), torch.ones(6, dtype=torch.bool)
+    found = advantages(recipe.advantage, reward, valid, group)
+    expected = (reward - reward.mean()) / (statistics.stdev(reward.tolist()) + 1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert recipe.reward["clip_score"].scale == "logits"  # type: ignore[attr-defined]
+
+
+COUNTS = json.loads(showo_cost.FIGURES.read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stated_cost_is_the_derived_one(name: str) -> None:
+    """``python tests/benchmarks/showo_cost.py --write`` states it anew."""
+    expected = showo_cost.cost_of(load_recipe(f"masked/{name}"), COUNTS).comment()
+    assert expected in (ROOT / "recipes" / "masked" / f"{name}.yaml").read_text()
+
+
+def test_the_table_of_costs_is_the_derived_one() -> None:
+    begin, end = showo_cost.BETWEEN
+    text = showo_cost.README.read_text()
+    assert begin + showo_cost.table(COUNTS) + end in text
+
+
+def test_the_products_are_those_of_the_formula() -> None:
+    """By hand: 12 width^2 weights a layer and position, and the scores and sums of attention."""
+    count = showo_cost.Counted(**COUNTS["showo 1024, p1 drawn by 24, p1 updated by 24"])
+    width, layers, image, prefix = 2048, 24, 1026, 129
+    scores = 4 * image * (image + prefix) * width
+    assert count.parameters == count.trained == 1_448_176_770
+    drawn = layers * (2 * image * 12 * width**2 + scores)
+    assert count.draw_flops["bfloat16"] == pytest.approx(drawn, rel=1e-3)
+    assert count.draw_flops["float32"] == 2 * 1024 * width * 8192
+    assert count.update_flops["float32"] == 3 * count.draw_flops["float32"]
+    # Once forwards, twice backwards, and once again but for the last third, whose output nobody
+    # needs; the prompts of four groups among 24 rows; attention's backward pass has 5 products.
+    rows = image + prefix * 4 / 24
+    update = layers * ((4 - 1 / 3) * 2 * rows * 12 * width**2 + (2 + 2.5) * scores)
+    assert count.update_flops["bfloat16"] == pytest.approx(update, rel=0.01)
+
+
+@pytest.mark.parametrize("name", showo_cost.SMALL)
+def test_two_layers_counted_again_cost_the_same(name: str) -> None:
+    """Else the counts are of another program: run ``showo_cost.py --derive --write``."""
+    known = showo_cost.Counted(**COUNTS[f"small {name}"])
+    found = showo_cost.small(name)
+    assert found.parameters == known.parameters
+    assert found.update_flops == pytest.approx(known.update_flops, rel=0.1)
+    assert found.draw_flops == pytest.approx(known.draw_flops, rel=0.1)
+    assert found.updating == pytest.approx(known.updating, rel=0.25)
+    assert found.drawing == pytest.approx(known.drawing, rel=0.25)
