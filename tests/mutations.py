@@ -53,6 +53,13 @@ SCHEDULE = "tests/plugins/masked/test_schedule.py::"
 BOUNDS = "tests/plugins/masked/test_bounds.py::"
 RELEASE = "tests/plugins/masked/test_release.py::"
 DIFFUSION = "tests/plugins/diffusion/"
+LAYOUT = "tests/plugins/showo/test_layout.py::"
+NETWORK = "tests/plugins/showo/test_network.py::"
+SHOWO = "tests/plugins/showo/test_policy.py::"
+MAGVIT = "tests/plugins/showo/test_magvit.py::"
+MAGVIT_WEIGHTS = "tests/plugins/showo/test_magvit_weights.py::"
+AMUSED = "tests/plugins/amused/test_policy.py::"
+ATTENTION = "tests/core/test_attention.py::"
 
 
 @dataclass(frozen=True)
@@ -133,9 +140,9 @@ MUTATIONS = (
         "guidance_forgotten",
         "the update scores without the guidance that the rollout was drawn with",
         "plugins/genrl_masked/sampler.py",
-        "guided_outputs(policy, canvas, cond, config.guidance_scale)",
+        "guided_outputs(policy, canvas, cond, config.guidance_scale, positions)",
         "guided_outputs(policy, canvas, cond,"
-        " 1.0 if torch.is_grad_enabled() else config.guidance_scale)",
+        " 1.0 if torch.is_grad_enabled() else config.guidance_scale, positions)",
         SAMPLER + "test_the_update_scores_what_the_rollout_recorded",
     ),
     Mutation(
@@ -725,6 +732,283 @@ MUTATIONS = (
         "1 / self.num_steps",
         DIFFUSION + "test_sampler.py::test_durations_are_of_the_noise_level_and_cover_the_whole",
     ),
+    # Show-o's sequence and network.
+    Mutation(
+        "image_sees_padding",
+        "the image attends to the padding of its prompt",
+        "plugins/genrl_showo/layout.py",
+        "return torch.cat([~padding, image], 1)",
+        "return torch.cat([torch.ones_like(padding), image], 1)",
+        LAYOUT + "test_attention_is_that_of_brute_force",
+    ),
+    Mutation(
+        "text_sees_padding",
+        "the text attends to the padding before it",
+        "plugins/genrl_showo/layout.py",
+        "(real.unsqueeze(1) | padding.unsqueeze(2))",
+        "(real | padding).unsqueeze(1)",
+        LAYOUT + "test_attention_is_that_of_brute_force",
+    ),
+    Mutation(
+        "text_looks_ahead",
+        "the text attends to what follows it, as the image may",
+        "plugins/genrl_showo/layout.py",
+        "device=padding.device).tril()",
+        "device=padding.device)",
+        LAYOUT + "test_attention_is_that_of_brute_force",
+    ),
+    Mutation(
+        "padded_on_the_right",
+        "the padding of a prompt stands between its text and the image",
+        "plugins/genrl_showo/layout.py",
+        "return [vocabulary.pad] * (length + 1 - len(ids)) + ids",
+        "return ids + [vocabulary.pad] * (length + 1 - len(ids))",
+        LAYOUT + "test_a_short_prompt_is_padded_on_the_left",
+    ),
+    Mutation(
+        "prompt_without_an_end",
+        "a prompt that is cut off lacks its end-of-text",
+        "plugins/genrl_showo/layout.py",
+        "ids = [*ids[:length], vocabulary.boundary]",
+        "ids = ids[: length + 1]",
+        LAYOUT + "test_a_long_prompt_is_cut_and_still_ends",
+    ),
+    Mutation(
+        "task_of_understanding",
+        "prompts begin with mmu and not with t2i",
+        "plugins/genrl_showo/layout.py",
+        "return self.text + 5",
+        "return self.text + 6",
+        LAYOUT + "test_the_published_ids",
+    ),
+    Mutation(
+        "padding_without_positions",
+        "the positions of a prompt count from its first word and not from the first padding",
+        "plugins/genrl_showo/network.py",
+        "self._rotary(hidden, shared)",
+        "self._rotary(hidden, 0)",
+        NETWORK + "test_prompts_of_one_length_need_no_mask_and_stay_causal",
+    ),
+    Mutation(
+        "image_follows_what_was_run",
+        "the positions of the image do not count the padding that was left out",
+        "plugins/genrl_showo/network.py",
+        "self._rotary(hidden, prefix.length)",
+        "self._rotary(hidden, prefix.padding.shape[1])",
+        NETWORK + "test_prompts_of_one_length_need_no_mask_and_stay_causal",
+    ),
+    Mutation(
+        "shifted_logits",
+        "a position predicts the code after it, as a causal model does",
+        "plugins/genrl_showo/network.py",
+        "hidden[:, 1:-1]",
+        "hidden[:, :-2]",
+        NETWORK + "test_equals_the_formulas_written_out",
+    ),
+    Mutation(
+        "mask_among_the_codes",
+        "the mask is one of the codes that can be drawn",
+        "plugins/genrl_showo/network.py",
+        "slice(self.vocabulary.first_code, self.vocabulary.mask)",
+        "slice(self.vocabulary.first_code, self.vocabulary.size)",
+        NETWORK + "test_equals_the_formulas_written_out",
+    ),
+    Mutation(
+        "head_off_by_one",
+        "the rows of the head begin at the last special id",
+        "plugins/genrl_showo/network.py",
+        "slice(self.vocabulary.first_code, self.vocabulary.mask)",
+        "slice(self.vocabulary.first_code - 1, self.vocabulary.mask - 1)",
+        NETWORK + "test_equals_the_formulas_written_out",
+    ),
+    Mutation(
+        "chosen_off_by_one",
+        "the positions that are chosen do not count the id that begins the image",
+        "plugins/genrl_showo/network.py",
+        "rows, positions + 1)",
+        "rows, positions)",
+        NETWORK + "test_chosen_positions_are_those_of_all_in_logits_and_gradients",
+    ),
+    Mutation(
+        "remasked_positions_spared",
+        "an update computes the released positions alone, whatever the density needs",
+        "plugins/genrl_masked/sampler.py",
+        'needed = state["released"] if self.config.transition == "p2" else state["masked"]',
+        'needed = state["released"]',
+        SAMPLER + "test_positions_that_the_density_does_not_need_are_spared",
+    ),
+    Mutation(
+        "guidance_off_by_one",
+        "guidance_scale is taken for Show-o's w, which is one less",
+        "plugins/genrl_masked/policy.py",
+        "without + guidance_scale * (with_prompt - without)",
+        "without + (1 + guidance_scale) * (with_prompt - without)",
+        SHOWO + "test_guidance_is_show_os_with_w_one_less",
+    ),
+    Mutation(
+        "prefix_of_other_weights",
+        "the kept prefix of a prompt serves any network and adapter",
+        "plugins/genrl_showo/policy.py",
+        "return self._prefix if same and self._weights == _state_of(network) else None",
+        "return self._prefix if same else None",
+        SHOWO + "test_other_prompts_networks_and_adapters_make_the_prefix_stale",
+    ),
+    Mutation(
+        "prefix_of_the_last_update",
+        "the kept prefix outlives a fused optimizer step, which no parameter's version counts",
+        "plugins/genrl_showo/policy.py",
+        "                memory.forget()\n",
+        "                assert memory\n",
+        SHOWO + "test_an_optimizer_step_makes_the_prefix_stale",
+    ),
+    Mutation(
+        "prefix_of_the_last_rollout",
+        "the kept prefix of one rollout serves the next",
+        "plugins/genrl_showo/policy.py",
+        "        self._memory.forget()  # a rollout",
+        "        assert self._memory  # a rollout",
+        SHOWO + "test_a_rollout_begins_without_a_prefix_whatever_was_done_to_the_weights",
+    ),
+    Mutation(
+        "left_over_stays_empty",
+        "the position that keep_one leaves over does not get its code",
+        "plugins/genrl_masked/sampler.py",
+        'action["released"] | (state["masked"] & last)',
+        'action["released"]',
+        SAMPLER + "test_keep_one_credits_one_token_less_for_the_same_samples",
+    ),
+    # MAGVIT-v2.
+    Mutation(
+        "lowest_bit_first",
+        "channel 0 of the quantiser is the lowest bit",
+        "plugins/genrl_showo/magvit.py",
+        "torch.arange(bits - 1, -1, -1)",
+        "torch.arange(bits)",
+        MAGVIT + "test_channel_0_is_the_highest_bit_and_zero_is_negative",
+    ),
+    Mutation(
+        "zero_is_positive",
+        "a latent of exactly 0 sets its bit",
+        "plugins/genrl_showo/magvit.py",
+        "(latents > 0)",
+        "(latents >= 0)",
+        MAGVIT + "test_channel_0_is_the_highest_bit_and_zero_is_negative",
+    ),
+    Mutation(
+        "column_by_column",
+        "codes run down the columns of an image",
+        "plugins/genrl_showo/magvit.py",
+        ".movedim(1, -1).flatten(1, 2)",
+        ".movedim(1, -1).transpose(1, 2).flatten(1, 2)",
+        MAGVIT + "test_codes_run_row_by_row",
+    ),
+    Mutation(
+        "padded_left_and_top",
+        "the zeros of a downsampling stand at the left and at the top",
+        "plugins/genrl_showo/magvit_layers.py",
+        "pad(x, (0, 1, 0, 1))",
+        "pad(x, (1, 0, 1, 0))",
+        MAGVIT + "test_downsample_pads_right_and_bottom",
+    ),
+    Mutation(
+        "pixels_not_rescaled",
+        "the decoder's -1 to 1 is clamped to 0 to 1",
+        "plugins/genrl_showo/magvit.py",
+        "((precise + 1) / 2)",
+        "precise",
+        MAGVIT + "test_decode_scales_the_decoder_to_0_and_1",
+    ),
+    Mutation(
+        "any_codebook",
+        "a tokenizer whose codes mean something else is taken",
+        "plugins/genrl_showo/magvit.py",
+        "if name in state and not torch.equal(",
+        "if name not in state and not torch.equal(",
+        MAGVIT_WEIGHTS + "test_another_codebook_is_refused",
+    ),
+    Mutation(
+        "pickles_run_code",
+        "B14: a checkpoint is unpickled, whatever is in it",
+        "genrl_core/tensor_files.py",
+        "weights_only=True)",
+        "weights_only=False)",
+        MAGVIT_WEIGHTS + "test_a_pickle_that_runs_code_is_not_opened",
+    ),
+    # aMUSEd.
+    Mutation(
+        "last_layer_of_the_text",
+        "the transformer reads the text encoder's last layer and not the last but one",
+        "plugins/genrl_amused/policy.py",
+        "found.hidden_states[-2]",
+        "found.hidden_states[-1]",
+        AMUSED + "test_logits_are_those_of_every_call_that_the_pipeline_makes",
+    ),
+    Mutation(
+        "micro_conditions_in_another_order",
+        "the aesthetic score stands first among the micro-conditions",
+        "plugins/genrl_amused/policy.py",
+        "(pixels, pixels, 0, 0, config.aesthetic_score)",
+        "(config.aesthetic_score, pixels, pixels, 0, 0)",
+        AMUSED + "test_logits_are_those_of_every_call_that_the_pipeline_makes",
+    ),
+    Mutation(
+        "guided_by_the_prompt_pooled",
+        "guidance steers away from the negative words with the prompt's own pooled text",
+        "plugins/genrl_amused/policy.py",
+        'cond["negative_hidden"], cond["negative_pooled"]\n',
+        'cond["negative_hidden"], cond["pooled"]\n',
+        AMUSED + "test_logits_are_those_of_every_call_that_the_pipeline_makes",
+    ),
+    Mutation(
+        "mask_of_another_vocabulary",
+        "a masked position is the codebook's size and not the transformer's mask id",
+        "plugins/genrl_amused/policy.py",
+        "canvas.masked_fill(canvas == self.mask_code, self.mask_id)",
+        "canvas.masked_fill(canvas == self.mask_code, self.mask_code)",
+        AMUSED + "test_logits_are_those_of_every_call_that_the_pipeline_makes",
+    ),
+    Mutation(
+        "dropout_left_in",
+        "the transformer keeps its dropout",
+        "plugins/genrl_amused/loading.py",
+        "            module.p = 0.0\n",
+        "            module.p *= 1.0\n",
+        AMUSED + "test_what_is_trained_is_the_transformer_without_dropout",
+    ),
+    # Attention.
+    Mutation(
+        "wish_not_tried",
+        "an attention that the machine cannot do is promised all the same",
+        "genrl_core/attention.py",
+        "if problem := _problem(wish, device, dtype, head_dim, pattern):",
+        "if problem := wish and '':",
+        ATTENTION + "test_what_fails_the_trial_is_refused_and_auto_goes_on",
+    ),
+    Mutation(
+        "numbers_not_compared",
+        "a kernel passes its trial that runs and computes something else",
+        "genrl_core/attention.py",
+        "if not error <= max(",
+        "if error < -max(",
+        ATTENTION + "test_what_fails_the_trial_is_refused_and_auto_goes_on",
+    ),
+    Mutation(
+        "mixture_under_autocast",
+        "normalised queries and keys meet values of another dtype in the kernel",
+        "genrl_core/attention.py",
+        "if casts else part",
+        "if casts < 0 else part",
+        ATTENTION + "test_under_autocast_the_kernel_and_its_trial_see_one_dtype",
+    ),
+    # What is left of Mask-GRPO's released code.
+    Mutation(
+        "noise_in_half_precision",
+        "B19: the Gumbel noise is of uniform numbers in half precision, some of which are 0 or 1",
+        "genrl_core/records.py",
+        "g.gumbel(size=shape).astype(np.float32)",
+        "-np.log(-np.log(g.random(shape).astype(np.float16).astype(np.float32)))",
+        NUMBERS + "test_draws_continue_and_have_their_distribution",
+    ),
 )
 
 
@@ -782,12 +1066,14 @@ def pytest_sessionstart() -> None:
     """Refuse to test anything but the copy."""
     if TREE not in os.environ:
         return
+    import genrl_amused
     import genrl_core
     import genrl_masked
     import genrl_objectives
+    import genrl_showo
 
     modules: tuple[ModuleType, ...] = (genrl_core, genrl_masked, genrl_objectives)
-    for module in modules:
+    for module in (*modules, genrl_showo, genrl_amused):
         place = Path(str(module.__file__))
         if not place.is_relative_to(os.environ[TREE]):
             raise pytest.UsageError(f"{module.__name__} was imported from {place}, not the copy")
