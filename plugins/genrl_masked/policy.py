@@ -34,9 +34,11 @@ class MaskedPolicy(Policy):
         num_tokens: N, the positions of a canvas.
         codebook_size: V, the codes of a position, and the mask code.
         num_prompt_tokens: P, the tokens of a prompt that ``mask_prompt`` can hide.
+        picks_positions: whether ``logits_at`` is cheaper than ``logits``.
     """
 
     num_prompt_tokens: int = 0
+    picks_positions: bool = False
 
     def __init__(
         self, config: MaskedPolicyConfig, network: nn.Module, num_tokens: int, codebook_size: int
@@ -62,6 +64,18 @@ class MaskedPolicy(Policy):
             canvas: ``[R, N]`` int64, codes and mask codes.
             cond: name -> ``[R, ...]``, from ``encode``.
         """
+
+    def logits_at(self, canvas: Tensor, cond: Tensors, positions: Tensor) -> Tensor:
+        """The logits of some positions, by default picked from all: ``[R, S, V]``.
+
+        A policy whose last layer and head are worth saving sets ``picks_positions`` and computes
+        no others; a step's update then asks for those that its density needs.
+
+        Args:
+            canvas, cond: as for ``logits``.
+            positions: ``[R, S]`` int64.
+        """
+        return at_positions(self.logits(canvas, cond), positions)
 
     def logits_and_values(self, canvas: Tensor, cond: Tensors) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """``logits`` and, by the same call of the network, the expected reward of the canvas: [R].
@@ -190,24 +204,42 @@ def guided_logits(
 
 
 def guided_outputs(
-    policy: MaskedPolicy, canvas: Tensor, cond: Tensors, guidance_scale: float = 1.0
-) -> tuple[Tensor, Tensor | None]:
-    """``guided_logits``; and the values of the prompted side, ``[R]``, where predicted."""
+    policy: MaskedPolicy, canvas: Tensor, cond: Tensors, guidance_scale: float = 1.0,
+    positions: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """``guided_logits``; and the values of the prompted side, ``[R]``, where predicted.
+
+    Args:
+        policy, canvas, cond, guidance_scale: as there.
+        positions: ``[R, S]`` int64, the positions whose logits are wanted; None for all.
+    """
     if guidance_scale == 1:
-        return _outputs(policy, canvas, cond)
+        return _outputs(policy, canvas, cond, positions)
     uncond = policy.unconditional(cond)
     both = {name: torch.cat([tensor, uncond[name]]) for name, tensor in cond.items()}
-    logits, values = _outputs(policy, torch.cat([canvas, canvas]), both)
+    twice = None if positions is None else torch.cat([positions, positions])
+    logits, values = _outputs(policy, torch.cat([canvas, canvas]), both, twice)
     with_prompt, without = logits.chunk(2)
     guided = without + guidance_scale * (with_prompt - without)
     return guided, None if values is None else values.chunk(2)[0]
 
 
-def _outputs(policy: MaskedPolicy, canvas: Tensor, cond: Tensors) -> tuple[Tensor, Tensor | None]:
-    if not policy.predicts_value:
+def _outputs(
+    policy: MaskedPolicy, canvas: Tensor, cond: Tensors, positions: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    if policy.predicts_value:
+        logits, values = policy.logits_and_values(canvas, cond)
+        picked = logits if positions is None else at_positions(logits, positions)
+        return _at_least_float32(picked), _at_least_float32(values)
+    if positions is None:
         return _at_least_float32(policy.logits(canvas, cond)), None
-    logits, values = policy.logits_and_values(canvas, cond)
-    return _at_least_float32(logits), _at_least_float32(values)
+    return _at_least_float32(policy.logits_at(canvas, cond, positions)), None
+
+
+def at_positions(found: Tensor, positions: Tensor) -> Tensor:
+    """``[R, N, ...]`` at ``positions`` ``[R, S]``: ``[R, S, ...]``."""
+    index = positions.reshape(*positions.shape, *[1] * (found.dim() - 2))
+    return found.gather(1, index.expand(*positions.shape, *found.shape[2:]))
 
 
 def _at_least_float32(found: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from genrl_core import MarkovSampler, Streams, Tensors, Transition
 from genrl_masked import transitions
-from genrl_masked.policy import MaskedPolicy, guided_outputs
+from genrl_masked.policy import MaskedPolicy, at_positions, guided_outputs
 from genrl_masked.schedule import gumbel_temperatures, released_counts
 
 if TYPE_CHECKING:
@@ -61,13 +61,18 @@ class ConfidenceTransition(UnmaskingTransition):
     ``thresholds`` ``[R, N]``. Per row there is one term, or one per released token in the order of
     the positions.
 
+    Where the step is scored and the policy can spare positions, N is S, those that the density
+    needs: ``log_probs``, ``masked`` and ``released`` are these; an action is that of all positions.
+
     Attributes:
         noise_scale: ``[R]`` the factor of the Gumbel noise, in nats.
         config: the sampler's.
+        positions: ``[R, S]`` int64, or None for all.
     """
 
     noise_scale: Tensor
     config: "ConfidenceConfig"
+    positions: Tensor | None = None
 
     def sample(self, streams: Streams) -> Tensors:
         codes = transitions.draw_codes(self.log_probs, streams.uniform(self.masked.shape[1]))
@@ -90,6 +95,8 @@ class ConfidenceTransition(UnmaskingTransition):
         return self.noise_scale.unsqueeze(1) * gumbel
 
     def log_prob(self, action: Tensors) -> Tensor:
+        if self.positions is not None:
+            action = {n: at_positions(tensor, self.positions) for n, tensor in action.items()}
         codes, released = action["codes"], action["released"]
         if self.config.granularity == "token":
             found = transitions.code_log_probs(self.log_probs, codes)
@@ -153,15 +160,16 @@ class UnmaskingSampler(MarkovSampler[MaskedPolicy]):
         return {"tokens": tokens, "masked": torch.ones_like(tokens, dtype=torch.bool)}
 
     def categoricals(
-        self, policy: MaskedPolicy, state: Tensors, cond: Tensors
+        self, policy: MaskedPolicy, state: Tensors, cond: Tensors, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The log-probabilities that codes are drawn from, guided and tempered: ``[R, N, V]``.
 
-        Beside them the value of every canvas, ``[R]``, where the policy predicts it.
+        Beside them the value of every canvas, ``[R]``, where the policy predicts it. With
+        ``positions`` ``[R, S]`` only theirs: ``[R, S, V]``.
         """
         config = self.config
         canvas = state["tokens"].masked_fill(state["masked"], policy.mask_code)
-        logits, values = guided_outputs(policy, canvas, cond, config.guidance_scale)
+        logits, values = guided_outputs(policy, canvas, cond, config.guidance_scale, positions)
         return (logits / config.temperature).log_softmax(-1), values
 
     def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:
@@ -220,8 +228,12 @@ class ConfidenceSampler(UnmaskingSampler):
         self, policy: MaskedPolicy, state: Tensors, k: Tensor, cond: Tensors
     ) -> ConfidenceTransition:
         config = self.config
-        log_probs, values = self.categoricals(policy, state, cond)
         counts = self.counts(policy.num_tokens)
+        num_terms = max(counts) if config.granularity == "token" else 1
+        positions = self._needed(policy, state, num_terms)
+        log_probs, values = self.categoricals(policy, state, cond, positions)
+        if positions is not None:
+            state = {n: at_positions(tensor, positions) for n, tensor in state.items()}
         taus = gumbel_temperatures(config.gumbel_temperature, self.num_steps, config.gumbel_decay)
         noise_scale = torch.tensor(taus, dtype=log_probs.dtype, device=k.device)[k]
         return ConfidenceTransition(
@@ -230,10 +242,18 @@ class ConfidenceSampler(UnmaskingSampler):
             counts=torch.tensor(counts, device=k.device)[k],
             noise_scale=noise_scale,
             config=config,
-            num_terms=max(counts) if config.granularity == "token" else 1,
+            num_terms=num_terms,
             released=state.get("released"),
             values=values,
+            positions=positions,
         )
+
+    def _needed(self, policy: MaskedPolicy, state: Tensors, num_terms: int) -> Tensor | None:
+        """What the density of a recorded step needs: the released, or all that were masked."""
+        if "released" not in state or not policy.picks_positions:
+            return None
+        needed = state["released"] if self.config.transition == "p2" else state["masked"]
+        return transitions.first_needed(needed, num_terms)
 
     def pack(self, states: list[Tensors], actions: list[Tensors]) -> Tensors:
         trace = super().pack(states, actions)

@@ -10,7 +10,7 @@ the whole sequence, for any canvas, since no text attends to the image.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from genrl_core import RecipeError, attend
+from genrl_masked import at_positions
 from genrl_showo.layout import Vocabulary, image_attention, image_ids, prefix_attention
 
 if TYPE_CHECKING:
@@ -71,8 +72,9 @@ class ShowoNetwork(nn.Module):
         self.recompute = recompute
 
     def forward(
-        self, canvas: Tensor, prompt: Tensor, rows: Tensor, prefix: Prefix | None = None
-    ) -> tuple[Tensor, Prefix]:
+        self, canvas: Tensor, prompt: Tensor, rows: Tensor, prefix: Prefix | None = None,
+        positions: Tensor | None = None,
+    ) -> tuple[Tensor, Prefix]:  # fmt: skip
         """The logits of the image's codes, and what was read of the prompts.
 
         Args:
@@ -80,13 +82,15 @@ class ShowoNetwork(nn.Module):
             prompt: ``[U, P]`` int64, from ``prompt_ids``.
             rows: ``[R]`` int64, which prompt belongs to each canvas.
             prefix: of an earlier call with the same prompts and weights.
+            positions: ``[R, S]`` int64, the positions of the canvas whose logits are wanted; the
+                others' last layer and head are not computed. None for all.
 
         Returns:
-            ``[R, N, V]``, and the prefix for later calls.
+            ``[R, N, V]`` or ``[R, S, V]``, and the prefix for later calls.
         """
         with torch.autocast(canvas.device.type, torch.bfloat16, enabled=self.autocast):
             read = self._read(prompt) if prefix is None else prefix
-            hidden = self._draw(canvas, read, rows)
+            hidden = self._draw(canvas, read, rows, positions)
         return self._head(hidden), read
 
     def _read(self, prompt: Tensor) -> Prefix:
@@ -108,18 +112,26 @@ class ShowoNetwork(nn.Module):
             values.append(value)
         return Prefix(tuple(keys), tuple(values), padding, length)
 
-    def _draw(self, canvas: Tensor, prefix: Prefix, rows: Tensor) -> Tensor:
-        """The image, bidirectionally, with the text in sight: ``[R, N + 2, width]``."""
+    def _draw(
+        self, canvas: Tensor, prefix: Prefix, rows: Tensor, positions: Tensor | None
+    ) -> Tensor:
+        """The image, bidirectionally, with the text in sight: ``[R, N or S, width]``."""
         model = self.showo.model
         hidden: Tensor = model.embed_tokens(image_ids(canvas, self.vocabulary))
         rotary = self._rotary(hidden, prefix.length)
         mask = image_attention(prefix.padding[rows], hidden.shape[1])
-        for layer, key, value in zip(model.layers, prefix.keys, prefix.values, strict=True):
+        *layers, last = zip(model.layers, prefix.keys, prefix.values, strict=True)
+        for layer, key, value in layers:
             hidden = self._run(_draw_layer, layer, hidden, mask, rotary, key, value, rows)
-        return hidden
+        layer, key, value = last
+        if positions is not None:
+            given = (hidden, mask, rotary, key, value, rows, positions + 1)  # soi comes first
+            return cast(Tensor, self._run(_draw_last, layer, *given))
+        hidden = self._run(_draw_layer, layer, hidden, mask, rotary, key, value, rows)
+        return hidden[:, 1:-1]
 
     def _head(self, hidden: Tensor) -> Tensor:
-        """The image codes' rows of the head, at the image's positions, in the weights' precision.
+        """The image codes' rows of the head, in the weights' precision.
 
         Raises:
             RecipeError: an adapter sits on the head, whose rows are taken from the plain weight.
@@ -131,7 +143,7 @@ class ShowoNetwork(nn.Module):
                 "leave it out (q_proj, k_proj, v_proj, dense, fc1 and fc2 can be adapted)"
             )
         codes = slice(self.vocabulary.first_code, self.vocabulary.mask)
-        image: Tensor = self.showo.model.final_layernorm(hidden[:, 1:-1].to(head.weight.dtype))
+        image: Tensor = self.showo.model.final_layernorm(hidden.to(head.weight.dtype))
         return functional.linear(image, head.weight[codes], head.bias[codes])
 
     def _rotary(self, hidden: Tensor, first: int) -> tuple[Tensor, Tensor]:
@@ -175,6 +187,36 @@ def _draw_layer(
     return found
 
 
+def _draw_last(
+    layer: nn.Module, hidden: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor],
+    keys: Tensor, values: Tensor, rows: Tensor, chosen: Tensor,
+) -> Tensor:  # fmt: skip
+    """``_draw_layer`` at the ids ``chosen`` ``[R, S]`` alone, which see all the others as ever."""
+    own_keys, own_values = _keys_and_values(layer, hidden, rotary)
+    seen = _Instead(torch.cat([keys[rows], own_keys], 2), torch.cat([values[rows], own_values], 2))
+    cosines, sines = (table[0][chosen] for table in rotary)
+    found: Tensor = layer(
+        at_positions(hidden, chosen), attention_mask=mask, position_embeddings=(cosines, sines),
+        past_key_values=seen, is_causal=False,
+    )  # fmt: skip
+    return found
+
+
+def _keys_and_values(
+    layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """A layer's keys and values ``[R, heads, N + 2, head_dim]``, as the layer computes them."""
+    from transformers.models.phi.modeling_phi import apply_rotary_pos_emb
+
+    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+    shape = (*normed.shape[:-1], -1, attention.head_dim)
+    keys = attention.k_layernorm(attention.k_proj(normed).view(shape).transpose(1, 2))
+    values = attention.v_proj(normed).view(shape).transpose(1, 2)
+    turned, plain = keys.tensor_split([rotary[0].shape[-1]], -1)
+    turned, _ = apply_rotary_pos_emb(turned, turned, *rotary)
+    return torch.cat([turned, plain], -1), values
+
+
 def _attention(
     wish: Wish, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,  # noqa: ARG001
     attention_mask: Tensor | None, *, scaling: float, is_causal: bool, **_: Any,
@@ -196,6 +238,17 @@ class _Written:
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         self.keys, self.values = keys, values
         return keys, values
+
+
+class _Instead:
+    """In the place of transformers' cache: puts keys and values in the place of a layer's own."""
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        self.keys = keys
+        self.values = values
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        return self.keys, self.values
 
 
 class _Before:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from genrl_core import Media, Prompt, Tensors
+from genrl_core import Media, Prompt, RecipeError, Tensors
 from genrl_masked import MaskedPolicy
 from genrl_showo.layout import prompt_ids
-from genrl_showo.magvit import load_magvit
+from genrl_showo.magvit import MagvitV2, load_magvit
 from genrl_showo.network import Prefix, ShowoNetwork
 from genrl_showo.weights import load_showo
 
@@ -34,13 +34,14 @@ class ShowoPolicy(MaskedPolicy):
         RecipeError: weights or tokenizers are missing, or do not fit each other.
     """
 
+    picks_positions = True
     lora_targets = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
 
     def __init__(self, config: "ShowoConfig"):
         network, self.text_tokenizer, num_tokens = load_showo(config)
         self.vocabulary = network.vocabulary
         super().__init__(config, network, num_tokens, self.vocabulary.codes)
-        self.image_tokenizer = load_magvit(config.image_tokenizer, field="policy.image_tokenizer")
+        self.image_tokenizer = _image_tokenizer(config.image_tokenizer, self.vocabulary.codes)
         self.num_prompt_tokens = config.max_text_tokens + 1
         self._text_length = config.max_text_tokens
         self._images_per_decode = config.images_per_decode
@@ -74,10 +75,17 @@ class ShowoPolicy(MaskedPolicy):
         return {**cond, "prompt": prompt.masked_fill(where & words, ids.mask)}
 
     def logits(self, canvas: Tensor, cond: Tensors) -> Tensor:
+        return self._logits(canvas, cond, None)
+
+    def logits_at(self, canvas: Tensor, cond: Tensors, positions: Tensor) -> Tensor:
+        """The last layer and the head run at these positions alone."""
+        return self._logits(canvas, cond, positions)
+
+    def _logits(self, canvas: Tensor, cond: Tensors, positions: Tensor | None) -> Tensor:
         network = cast(ShowoNetwork, self.network)
         prompt, rows = torch.unique(cond["prompt"], dim=0, return_inverse=True)
         known = self._memory.recall(network, prompt)
-        logits, prefix = self.network(canvas, prompt, rows, known)
+        logits, prefix = self.network(canvas, prompt, rows, known, positions)
         self._memory.keep(network, prompt, prefix)
         found: Tensor = logits if logits.dtype == torch.float64 else logits.float()
         return found
@@ -86,6 +94,22 @@ class ShowoPolicy(MaskedPolicy):
         tokenizer = self.image_tokenizer.to(final["tokens"].device)
         shown = tokenizer.decode(final["tokens"], chunk=self._images_per_decode)
         return Media("image", (shown * 255).round().to(torch.uint8).cpu())
+
+
+def _image_tokenizer(source: str, codes: int) -> MagvitV2:
+    """MAGVIT-v2 with as many codes as the network has.
+
+    Raises:
+        RecipeError: it has another number: its images would be of other codes than were drawn.
+    """
+    found = load_magvit(source, field="policy.image_tokenizer")
+    if found.layout.codes != codes:
+        raise RecipeError(
+            f"policy.image_tokenizer: {source} has {found.layout.codes} codes, and policy.weights "
+            f"draws from {codes}: name the tokenizer that the weights were trained with "
+            "(showlab/magvitv2 for Show-o)"
+        )
+    return found
 
 
 class PrefixMemory:

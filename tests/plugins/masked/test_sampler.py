@@ -90,6 +90,40 @@ def test_the_update_scores_what_the_rollout_recorded(
     assert found.requires_grad
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("kind", [*KINDS, "token"])
+def test_positions_that_the_density_does_not_need_are_spared(
+    make_policy, make_sampler, make_plan, draw, monkeypatch, setting, kind
+):
+    """The same numbers and gradients from the released positions, or from those masked."""
+    how = {"transition": "p2", "granularity": "token"} if kind == "token" else {"transition": kind}
+    policy, sampler = make_policy(4, 2), make_sampler(**how, **SETTINGS[setting])
+    trajectory = draw(sampler, policy, make_plan(6, prompts=2))
+    want = LOG_PROBS | ({"entropy"} if kind in {"ar", "token"} else set())
+    found, gradients, asked = [], [], []
+    pick = policy.logits_at
+    monkeypatch.setattr(
+        policy, "logits_at", lambda *given: asked.append(given[2].shape[1]) or pick(*given)
+    )
+    for policy.picks_positions in (False, True):
+        numbers = [
+            sampler.score(policy, trajectory, torch.full((12,), k), torch.arange(12), want, {})
+            for k in range(sampler.num_steps)
+        ]
+        numbers = [torch.stack([n.named()[name] for n in numbers]) for name in sorted(want)]
+        found.append(numbers)
+        loss = sum((number.sin() * number.cos()).sum() for number in numbers)
+        gradients.append(torch.autograd.grad(loss, policy.network.logits)[0])
+    for whole, part in zip(*found, strict=True):
+        torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-12)
+    counts = sampler.counts(4)
+    masked = [4 - sum(counts[:step]) for step in range(len(counts))]
+    least = max(counts) if kind == "token" else 1
+    needed = counts if kind in {"p2", "token"} else masked
+    assert asked == [max(count, least) for count in needed]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_is_drawn_as_its_samples_one_by_one(
     make_policy, make_sampler, make_plan, draw, kind

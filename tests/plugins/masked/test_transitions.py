@@ -253,3 +253,10 @@ def test_a_code_at_the_threshold_is_not_below_it(logits):
     middle, least = log_probs.median(-1), log_probs.min(-1).values
     found = transitions.log_mass_below(log_probs, middle.indices, middle.values)
     torch.testing.assert_close(found, least)
+
+
+def test_needed_positions_come_first_and_in_their_order():
+    needed = torch.tensor([[0, 1, 0, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
+    assert transitions.first_needed(needed).tolist() == [[1, 3, 4], [0, 1, 2], [0, 1, 2]]
+    assert transitions.first_needed(needed, 4)[0].tolist() == [1, 3, 4, 0]
+    assert transitions.first_needed(needed[2:]).tolist() == [[0]]

@@ -183,6 +183,40 @@ def test_gradients_are_those_of_one_pass_over_the_whole_sequence():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_chosen_positions_are_those_of_all_in_logits_and_gradients(recompute):
+    """In any order and number, twice too, behind prompts of several lengths."""
+    whole, part = tiny_network().double(), tiny_network(recompute=recompute).double()
+    prompt, rows, canvas = prompts_and_canvas()
+    chosen = torch.tensor([[15, 0, 3], [7, 7, 1], [2, 4, 6], [0, 15, 8]])
+    logits, _ = whole(canvas, prompt, rows)
+    expected = torch.stack([row[places] for row, places in zip(logits, chosen, strict=True)])
+    found, prefix = part(canvas, prompt, rows, None, chosen)
+    assert found.shape == (4, 3, TINY.codes)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        part(canvas, prompt, rows, prefix, chosen)[0], expected, rtol=0, atol=1e-12
+    )
+    weights = torch.arange(found.numel(), dtype=torch.float64).reshape(found.shape).cos()
+    for scored in (expected, found):
+        (scored.log_softmax(-1) * weights).sum().backward()
+    for (name, own), other in zip(part.named_parameters(), whole.parameters(), strict=True):
+        assert other.grad.abs().max() > 0
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_the_last_layer_runs_at_the_chosen_positions_alone():
+    network = tiny_network()
+    widths = []
+    for layer in network.showo.model.layers:
+        layer.mlp.register_forward_hook(lambda _, given, __: widths.append(given[0].shape[1]))
+    prompt, rows, canvas = prompts_and_canvas()
+    _, prefix = network(canvas, prompt, rows)
+    widths.clear()
+    network(canvas, prompt, rows, prefix, torch.tensor([[3, 5]]).expand(4, 2))
+    assert widths == [NUM_TOKENS + 2, 2]
+
+
 def test_bfloat16_keeps_weights_and_logits_in_float32():
     prompt, rows, canvas = prompts_and_canvas()
     exact, _ = tiny_network()(canvas, prompt, rows)

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 import torch
 
-from genrl_core import Capability, GenRLError, Prompt, RecipeError, load_recipe, take
+from genrl_core import Capability, GenRLError, Plan, Prompt, RecipeError, load_recipe, take
 from genrl_core.testing import check_sampler
 from genrl_core.trainer import Trainer
 from genrl_masked import ConfidenceConfig, RandomReleaseConfig, guided_logits
@@ -49,6 +49,31 @@ def test_conformance_of_random_release_and_keep_one(build):
     check_sampler(build(), sampler, PROMPTS, samples=2)
 
 
+@pytest.mark.parametrize("transition", ["p2", "p1"])
+def test_an_update_asks_for_the_positions_that_its_density_needs(build, transition):
+    """Under guidance, rows of several steps mixed; all positions asked, the same comes out."""
+    policy = build()
+    sampler = ConfidenceConfig(num_inference_steps=4, transition=transition, guidance_scale=3.0)
+    sampler, plan = sampler.build(), Plan(0, 0, 0, tuple(PROMPTS), torch.arange(3), torch.arange(3))
+    with torch.no_grad():
+        trajectory = sampler.rollout(policy, policy.encode(PROMPTS), plan)
+    k, b = torch.tensor([1, 3, 2, 1]), torch.tensor([0, 1, 2, 2])
+    widths, found, gradients = [], [], []
+    hook = policy.network.register_forward_hook(lambda _, __, out: widths.append(out[0].shape[1]))
+    for policy.picks_positions in (True, False):
+        found.append(sampler.score(policy, trajectory, k, b, frozenset({"log_probs"}), {}))
+        found[-1].log_probs.sum().backward()
+        gradients.append([p.grad.clone() for p in policy.network.parameters()])
+        policy.network.zero_grad()
+    hook.remove()
+    torch.testing.assert_close(found[0].log_probs, found[1].log_probs, rtol=0, atol=1e-5)
+    for part, whole in zip(*gradients, strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-4)
+    counts = sampler.counts(NUM_TOKENS)
+    needed = max(counts[1:]) if transition == "p2" else NUM_TOKENS - counts[0]
+    assert widths == [needed, NUM_TOKENS] and needed < NUM_TOKENS
+
+
 def test_guidance_is_show_os_with_w_one_less(build):
     """``(1 + w) cond - w uncond`` with w = 5, both sides alone; uncond is the empty prompt."""
     policy = build()
@@ -65,8 +90,6 @@ def test_guidance_is_show_os_with_w_one_less(build):
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_a_rollout_reads_each_prompt_once(build, monkeypatch, guidance_scale):
-    from genrl_core import Plan
-
     policy = build()
     reads = count_reads(policy, monkeypatch)
     group = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -108,6 +131,17 @@ def test_an_optimizer_step_makes_the_prefix_stale(build, fused):
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     found, fresh = logits_now(policy, canvas, cond)
+    torch.testing.assert_close(found, fresh, rtol=0, atol=1e-5)
+    assert (found - before).abs().max() > 1e-2
+
+
+def test_a_rollout_begins_without_a_prefix_whatever_was_done_to_the_weights(build):
+    """Writing through ``.data`` is counted by nobody; ``encode`` is where every rollout begins."""
+    policy = build()
+    cond, canvas = policy.encode(PROMPTS), canvas_of(3)
+    before, _ = logits_now(policy, canvas, cond)
+    policy.network.showo.model.layers[0].self_attn.v_proj.bias.data += 1
+    found, fresh = logits_now(policy, canvas, policy.encode(PROMPTS))
     torch.testing.assert_close(found, fresh, rtol=0, atol=1e-5)
     assert (found - before).abs().max() > 1e-2
 
@@ -180,11 +214,15 @@ def test_capabilities():
 
 BRIGHT = """
 from collections.abc import Callable
-from genrl_core import RewardConfig, hookimpl
+from genrl_core import Reward, RewardConfig, hookimpl
+
+class Bright(Reward):
+    def __call__(self, media, prompts):
+        return media.pixels.float().mean((1, 2, 3)).tolist()
 
 class BrightConfig(RewardConfig):
     def build(self):
-        return lambda media, prompts: media.pixels.float().mean((1, 2, 3)).tolist()
+        return Bright()
 
 @hookimpl
 def register_rewards(register: Callable[[str, type[RewardConfig]], None]) -> None:
