@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1)]
 
-SHIPPED = ("base-0", "base-1", "base-2")
-"""Bases that come with the package: ``policy.weights`` takes their names."""
+SHIPPED = ("base-0", "base-1", "base-4")
+"""Bases that come with the package, by their seeds: ``policy.weights`` takes the names."""
 
 
 class ShapesMaskedConfig(MaskedPolicyConfig):
     """A transformer of 184,000 parameters over 36 codes of 5 x 5 pixels, prompted by 7 words.
 
-    ``weights`` may be the name of a shipped base: base-0, base-1 or base-2.
+    ``weights`` may be the name of a shipped base: base-0, base-1 or base-4.
     """
 
     loads_weights: ClassVar[bool] = True

@@ -29,7 +29,7 @@ MORE = (
     "_fewer_steps", "_all_steps", "_shuffled_reward",
 )  # fmt: skip
 """Every base, the first seed."""
-BASES = ("base-0", "base-1", "base-2")
+BASES = ("base-0", "base-1", "base-4")
 SEEDS = (1, 2, 3)
 RATES = (2.5e-5, 5e-5, 1e-4)
 AS_PARENT = ("_all_steps", "_shuffled_reward")

@@ -197,9 +197,9 @@ def test_pretraining_writes_what_a_policy_loads(tmp_path, monkeypatch):
 
 
 def test_an_unknown_base_is_a_sentence():
-    with pytest.raises(ValidationError, match="base-7 is none of base-0, base-1, base-2"):
+    with pytest.raises(ValidationError, match="base-7 is none of base-0, base-1, base-4"):
         ShapesMaskedConfig(weights="base-7")
-    with pytest.raises(RecipeError, match="none of the shipped bases base-0, base-1, base-2"):
+    with pytest.raises(RecipeError, match="none of the shipped bases base-0, base-1, base-4"):
         ShapesMaskedConfig(weights="elsewhere").build()
     with pytest.raises(RecipeError, match="base-0 does not fit"):
         ShapesMaskedConfig(weights="base-0", width=32).build()
