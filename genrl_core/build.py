@@ -85,6 +85,12 @@ def _load(
     network: nn.Module, tensors: dict[str, Tensor], source: str, fresh: Sequence[str] = ()
 ) -> None:
     """Fill the network; what belongs to ``fresh`` modules may be absent, all of it or nothing."""
+    if any(".lora_" in name for name in tensors):
+        raise RecipeError(
+            f"policy.weights: {source} holds LoRA adapters without the weights under them, and a "
+            "run cannot begin from those: draw from it with `genrl sample`, continue it with "
+            "`genrl run --resume`, or train without weights.lora"
+        )
     own: dict[str, Tensor] = dict(network.named_parameters()) | {
         f"buffer.{name}": buffer for name, buffer in network.named_buffers()
     }

@@ -28,7 +28,8 @@ class Rollout:
         trajectory: this rank's samples.
         columns: ``[b]`` where they stand among the B of all ranks.
         terms: ``[T, B]``, all ranks.
-        reward, valid, group: ``[B]``; the weighted sum of rewards, whether there is one, the group.
+        reward, valid, group: ``[B]``; the weighted sum of rewards, whether the sample has all that
+            apply to its prompt, the group.
         parts: the plans that this rank's samples come from, for their random streams.
         media, prompts: of this rank's samples.
         metrics: of everything that was drawn, rejected groups included.
@@ -72,9 +73,13 @@ class _Part:
 
 
 def draw(
-    policy: Policy, sampler: Sampler, plan: Plan, samples_per_forward: int
-) -> tuple[Trajectory, Media]:
-    """The trajectories and media of a plan's samples, ``samples_per_forward`` at a time."""
+    policy: Policy, sampler: Sampler, plan: Plan, samples_per_forward: int,
+    drawn: Callable[[int], None] = lambda _: None,
+) -> tuple[Trajectory, Media]:  # fmt: skip
+    """The trajectories and media of a plan's samples, ``samples_per_forward`` at a time.
+
+    ``drawn`` is told after each part how many samples there are by then.
+    """
     trajectories, media = [], []
     with torch.no_grad():
         for start in range(0, len(plan), samples_per_forward):
@@ -84,6 +89,7 @@ def draw(
             trajectory = sampler.rollout(policy, take(encoded, index), part)
             trajectories.append(trajectory)
             media.append(policy.decode(trajectory.final))
+            drawn(start + len(part))
     return Trajectory.concat(trajectories), Media.concat(media)
 
 
@@ -142,7 +148,7 @@ class Collector:
         missing = groups
         for attempt in range(attempts):
             part = self._attempt(plan(attempt, missing))
-            reward, valid = self._total(part.rewards, part.total)
+            reward, valid = self._total(part)
             _, spread, _ = group_statistics(reward, valid, part.group)
             keep = self._filter.keep(spread) if self._config.active else [True] * len(spread)
             parts.append(part)
@@ -193,15 +199,22 @@ class Collector:
             shared[name] = self._runtime.gather(folded, columns, total).flatten(0, 1)
         return replace(terms, calls=calls).with_matrices(shared)
 
-    def _total(self, rewards: Tensors, total: int) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the rewards that a sample has, and whether it has any."""
-        if not rewards:
+    def _total(self, part: _Part) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the rewards that apply to a sample's prompt, and whether it has them.
+
+        A reward applies where any sample of the group has it. A sample that lacks one which its
+        siblings have is left out: its sum would stand beside theirs as if that reward were 0.
+        """
+        total = part.total
+        if not part.rewards:
             return torch.zeros(total, dtype=torch.float64), torch.ones(total, dtype=torch.bool)
         weights = torch.tensor([w for w, _ in self._rewards.values()], dtype=torch.float64)
-        table = torch.stack([rewards[name] for name in self._rewards])
+        table = torch.stack([part.rewards[name] for name in self._rewards])
         given = ~table.isnan()
         summed = (weights.unsqueeze(1) * torch.where(given, table, torch.zeros_like(table))).sum(0)
-        return summed, given.any(0)
+        groups = torch.zeros(len(table), len(part.plan.prompts), dtype=torch.int64)
+        applies = groups.index_add(1, part.group, given.long()).bool()
+        return summed, given.any(0) & (given | ~applies[:, part.group]).all(0)
 
     def _assemble(self, parts: list[_Part], kept: list[Tensor], spread: Tensor) -> Rollout:
         trajectories, media, plans, prompts = [], [], [], []
@@ -209,7 +222,7 @@ class Collector:
         offset = first_group = 0
         drawn = []
         for part, keep in zip(parts, kept, strict=True):
-            reward, valid = self._total(part.rewards, part.total)
+            reward, valid = self._total(part)
             drawn.append(reward[valid])
             inside = keep[part.group]
             order = inside.cumsum(0) - 1

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from genrl_core.capability import Capability
 
 if TYPE_CHECKING:
+    from genrl_core.media import Prompt
     from genrl_core.objective import Objective, View
     from genrl_core.policy import Policy
     from genrl_core.reward import Reward
@@ -150,6 +151,15 @@ class RewardConfig(Component):
     def needs(self) -> frozenset[Capability]:
         """Capabilities beyond a fitting medium."""
         return NONE
+
+    def check_prompt(self, prompt: "Prompt") -> None:
+        """Asked of every prompt of a recipe before anything is built, so without torch.
+
+        The default judges any.
+
+        Raises:
+            RewardError: the reward cannot judge samples of this prompt: which, why, what to do.
+        """
 
     @abstractmethod
     def build(self) -> "Reward":

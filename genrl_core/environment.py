@@ -26,6 +26,8 @@ VARIABLES = (
 """The only environment variables that are written down."""
 
 _SECRET = re.compile(r"token|secret|passw|credential|api[-_]?key", re.IGNORECASE)
+_OPEN = re.compile(r"(?:tokenizer|(?:num|max)_(?:\w+_)?tokens)$")
+"""What is named like a secret and is none: fields that a published command must keep."""
 
 
 def environment() -> dict[str, Any]:
@@ -77,7 +79,8 @@ def command_line(arguments: Sequence[str]) -> list[str]:
     shown, blot = [], False
     for argument in arguments:
         name, equals, _ = argument.partition("=")
-        secret = bool(_SECRET.search(name)) and (bool(equals) or name.startswith("-"))
+        named = bool(_SECRET.search(name)) and not _OPEN.search(name)
+        secret = named and (bool(equals) or name.startswith("-"))
         shown.append("***" if blot else f"{name}=***" if secret and equals else argument)
         blot = secret and not equals
     return shown

@@ -1,6 +1,7 @@
 """Measuring a policy on held-out prompts, always with the same random streams."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from genrl_core.collect import draw, judge
@@ -10,6 +11,9 @@ from genrl_core.records import Media, Prompt
 from genrl_core.reward import Reward
 from genrl_core.runtime import Runtime
 from genrl_core.sampler import Sampler
+
+PATIENCE = 10.0
+"""Seconds without a word about an evaluation that goes on."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,13 @@ def evaluate(
     policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], *, seed: int,
     num_generations: int, samples_per_forward: int, measures: Mapping[str, Reward],
     rewards: Mapping[str, tuple[float, Reward]], runtime: Runtime,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:  # fmt: skip
     """Draw ``num_generations`` samples of every prompt and measure the whole set.
 
     Measures report through ``Reward.summary``. The training rewards are averaged under
-    ``reward/<label>``, so that a gain of the reward can be held against the measures.
+    ``reward/<label>``, so that a gain of the reward can be held against the measures. ``notify``
+    is told how far it is every ``PATIENCE`` seconds, so never in a short one.
     """
     plan = evaluation_plan(seed, prompts, num_generations, runtime.device)
     own = runtime.own_groups(len(prompts))
@@ -44,7 +50,8 @@ def evaluate(
     media = None
     if rows:
         part = plan.select(plan.group.new_tensor(rows))
-        media = draw(policy, sampler, part, samples_per_forward)[1]
+        told = _Told(notify, len(rows))
+        media = draw(policy, sampler, part, samples_per_forward, told)[1]
     pieces = [(r, m) for r, m in runtime.collect((rows, media)) if m is not None]
     order = [row for piece_rows, _ in pieces for row in piece_rows]
     whole = Media.concat([piece for _, piece in pieces])
@@ -57,3 +64,18 @@ def evaluate(
     for label, (_, reward) in rewards.items():
         metrics[f"reward/{label}"] = float(judge(label, reward, whole, asked).nanmean())
     return Evaluation(metrics, whole, asked, num_generations)
+
+
+class _Told:
+    """How many of this rank's samples are drawn, now and then."""
+
+    def __init__(self, notify: Callable[[str], None], total: int):
+        self._notify, self._total = notify, total
+        self._begun = self._said = time.monotonic()
+
+    def __call__(self, drawn: int) -> None:
+        now = time.monotonic()
+        if now - self._said >= PATIENCE:
+            self._said = now
+            seconds = now - self._begun
+            self._notify(f"evaluation: {drawn} of {self._total} samples drawn in {seconds:.0f} s")

@@ -148,11 +148,7 @@ class ModelFiles:
     def _download(self, names: tuple[str, ...], *, required: bool) -> Path | None:
         """The first of the names from the hub, or from its cache on this machine."""
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         self._check_id()
         for name in names:
@@ -165,7 +161,7 @@ class ModelFiles:
                 self._offline = True
             except EntryNotFoundError:
                 continue
-            except (OSError, HFValidationError) as error:
+            except Exception as error:  # of the network, the disk or the library
                 raise RecipeError(f"{self.field}: {self._refused(error)}") from error
         if not required:
             return None
@@ -211,6 +207,11 @@ class ModelFiles:
                 "that you may read: check the name, or log in with `hf auth login` if it is private"
             )
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            return (
+                f"the hub refuses to give {self.source}: {first}. The token that is set may be "
+                "wrong or expired: log in with `hf auth login`, or set HF_TOKEN anew or not at all"
+            )
         return (
             f"{self.source} cannot be had from the hub: {first}. Try again, or run `hf download "
             f"{self.source} --local-dir FOLDER` and give that folder"

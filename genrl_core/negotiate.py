@@ -8,8 +8,10 @@ from pydantic import ValidationError
 
 from genrl_core.capability import MEDIA, Capability
 from genrl_core.config import Component, ObjectiveConfig, PolicyConfig, RewardConfig, SamplerConfig
-from genrl_core.errors import RecipeError
+from genrl_core.errors import RecipeError, RewardError
+from genrl_core.media import Prompt
 from genrl_core.problems import Problem, Route, dotted, raise_if
+from genrl_core.prompts import read_prompts
 from genrl_core.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -125,6 +127,7 @@ def find_problems(
     judge.rewards()
     judge.numbers()
     judge.files()
+    judge.prompts(rewards_injected)
     return judge.problems
 
 
@@ -422,6 +425,35 @@ class _Judge:
             recipe.digest()
         except RecipeError as error:
             self.problems.append(Problem("", "", str(error)))
+
+    def prompts(self, rewards_injected: bool) -> None:
+        """Whether the rewards can judge every prompt: the first step is late to learn of it."""
+        recipe = self.recipe
+        rewards = [] if rewards_injected else list(recipe.reward.values())
+        asking = {"file": rewards, "evaluate": [*rewards, *recipe.metrics.values()]}
+        for key, judges in asking.items():
+            configs = [c for c in judges if type(c).check_prompt is not RewardConfig.check_prompt]
+            path = getattr(recipe.prompts, key)
+            if not configs or path is None or not Path(path).is_file():
+                continue
+            try:
+                prompts = [Prompt(**row) for row in read_prompts(path)]
+            except RecipeError:
+                continue  # whoever reads the file says so
+            for said in dict.fromkeys(_misfits(prompts, config) for config in configs):
+                if said:
+                    self.report(("prompts", key), f"{path}: {said}")
+
+
+def _misfits(prompts: list[Prompt], config: RewardConfig) -> str:
+    """How many prompts a reward cannot judge, and why the first one; empty where it can."""
+    found = []
+    for prompt in prompts:
+        try:
+            config.check_prompt(prompt)
+        except RewardError as error:
+            found.append(str(error))
+    return f"{len(found)} of {len(prompts)} prompts do not fit; {found[0]}" if found else ""
 
 
 def _media(media: frozenset[Capability]) -> str:

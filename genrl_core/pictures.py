@@ -22,6 +22,7 @@ FRAMES = 4
 """Frames shown of a video."""
 INK, GREY, RULE, PAPER = "#1c1c1e", "#6e6e73", "#d8d8dc", "#ffffff"
 MARGIN, GAP, SPACE, LABEL, LINE = 24, 3, 32, 190, 19
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Column:
     metrics: Mapping[str, float | None]
 
 
-def sheet(columns: Sequence[Column], title: str, rows: int = 10, samples: int = 6) -> Image.Image:
+def sheet(
+    columns: Sequence[Column], title: str, rows: int = 10, samples: int = 6,
+    largest: int | None = LARGEST,
+) -> Image.Image:  # fmt: skip
     """A row per prompt, a column per policy, several samples in each cell.
 
     Args:
@@ -49,12 +53,13 @@ def sheet(columns: Sequence[Column], title: str, rows: int = 10, samples: int = 
         title: over everything.
         rows: how many prompts at the most, spread evenly over all of them.
         samples: how many samples per cell at the most.
+        largest: pixels of height to which higher samples are shrunk; None for their own size.
 
     Raises:
         ValueError: there are no pixels to show.
     """
     prompts = _spread(list({p.id: p for p in columns[0].prompts}.values()), rows)
-    cells = [_cells(column, prompts, samples) for column in columns]
+    cells = [_cells(column, prompts, samples, largest) for column in columns]
     tiles = [tile for column in cells for cell in column for tile in cell]
     if not tiles:
         raise ValueError("there are no samples to show")
@@ -178,32 +183,41 @@ def _curves(
 
 
 def _spread(items: list[Prompt], count: int) -> list[Prompt]:
+    """One of each of ``count`` equal parts, at places that the golden ratio spreads.
+
+    The same place in all of them would show one category alone where categories take turns, as in
+    GenEval's prompts.
+    """
     if len(items) <= count:
         return items
-    return [items[i * len(items) // count] for i in range(count)]
+    part = len(items) // count
+    places = (int(i * _GOLDEN % 1 * part) for i in range(count))
+    return [items[i * len(items) // count + place] for i, place in enumerate(places)]
 
 
-def _cells(column: Column, prompts: Sequence[Prompt], samples: int) -> list[list[Image.Image]]:
+def _cells(
+    column: Column, prompts: Sequence[Prompt], samples: int, largest: int | None
+) -> list[list[Image.Image]]:
     if column.media.pixels is None:
         raise ValueError(f"{column.title}: {column.media.kind} has no pixels")
     rows: dict[str, list[Image.Image]] = {prompt.id: [] for prompt in prompts}
     for prompt, pixels in zip(column.prompts, column.media.pixels, strict=True):
         cell = rows.get(prompt.id, [])
         if prompt.id in rows and len(cell) < samples:
-            cell.append(_tile(pixels))
+            cell.append(_tile(pixels, largest))
     return list(rows.values())
 
 
-def _tile(pixels: Tensor) -> Image.Image:
+def _tile(pixels: Tensor, largest: int | None) -> Image.Image:
     """One sample ``[3, H, W]``, or frames of ``[F, 3, H, W]`` in a row, at a readable size."""
     if pixels.dim() == 4:
         places = torch.linspace(0, len(pixels) - 1, min(FRAMES, len(pixels))).round().long()
         pixels = torch.cat(list(pixels[places.to(pixels.device)]), dim=2)
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
     high = image.height
-    if high > LARGEST:
-        factor = LARGEST / high
-        return image.resize((round(image.width * factor), LARGEST), Image.Resampling.LANCZOS)
+    if largest is not None and high > largest:
+        factor = largest / high
+        return image.resize((round(image.width * factor), largest), Image.Resampling.LANCZOS)
     scale = math.ceil(TILE / high)
     return image.resize((image.width * scale, high * scale), Image.Resampling.NEAREST)
 

@@ -15,6 +15,8 @@ from genrl_core.files import dumps, printable
 Mode = Literal["terminal", "plain", "json", "quiet"]
 SHOWN = ("reward", "loss", "grad_norm", "drift", "clip_fraction")
 """The metrics of the one line per iteration; evaluations and seconds follow."""
+WIDEST = 100
+"""Characters of a line of the summary."""
 ROWS = {"before": "base", "best_base": "base at its best sampling", "after": "tuned"}
 """Row of the summary -> its title, unless the row has its own under ``title``."""
 
@@ -105,6 +107,11 @@ def iteration_line(record: Mapping[str, Any], total: int) -> str:
     return "  ".join(parts)
 
 
+def metrics_line(metrics: Mapping[str, float | None]) -> str:
+    """``judge .499  frechet 136``."""
+    return "  ".join(f"{name} {short(value)}" for name, value in metrics.items())
+
+
 def short(value: float | None) -> str:
     """A number in few characters: ``.512``, ``12.3``, ``1.2e-7``; ``-`` for none."""
     if value is None or not math.isfinite(value):
@@ -119,7 +126,10 @@ def short(value: float | None) -> str:
 
 
 def summary_lines(results: Mapping[str, Any]) -> list[str]:
-    """The results as an aligned table: a row per policy, a column per metric."""
+    """The results as an aligned table: a row per policy, a column per metric.
+
+    Where that is wider than ``WIDEST``, which a terminal would break, the other way round.
+    """
     rows = {name: row for name, row in results.items() if isinstance(row, Mapping)}
     names = list(dict.fromkeys(n for row in rows.values() for n in row if n != "title"))
     if not names:
@@ -128,7 +138,10 @@ def summary_lines(results: Mapping[str, Any]) -> list[str]:
     for key, row in rows.items():
         title = str(row.get("title", ROWS.get(key, key)))
         table.append([printable(title), *(short(row.get(name)) for name in names)])
-    widths = [max(len(line[i]) for line in table) for i in range(len(names) + 1)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    if sum(widths) + 2 * len(names) > WIDEST:
+        table = list(zip(*table, strict=True))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
         for line in table

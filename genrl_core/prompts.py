@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from genrl_core.records import Prompt
 
 _Row = tuple[int, dict[str, Any]]
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""What JSON can spell and no tokenizer, hash or file of UTF-8 can take."""
 
 
 def read_prompts(path: Path | str) -> list[dict[str, Any]]:
@@ -97,7 +100,10 @@ def _json_rows(path: Path, lines: list[tuple[int, str]], problems: list[Problem]
         except (ValueError, RecursionError) as error:
             problems.append(Problem(place, "", f"not valid JSON: {error}"))
             continue
-        if isinstance(row, dict):
+        if isinstance(row, dict) and _HALF_PAIR.search(json.dumps(row, ensure_ascii=False)):
+            message = "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+            problems.append(Problem(place, "", message))
+        elif isinstance(row, dict):
             yield number, row
         else:
             message = f"should be an object with a `text`, not {shown(row)}"

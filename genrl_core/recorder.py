@@ -7,6 +7,7 @@ runs/<name>/  run.json  recipe.yaml  recipe.resolved.yaml  environment.json
 import json
 import math
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +34,10 @@ REFRESH = 10.0
 class Recorder:
     """Writes one run folder; on rank 0 only.
 
-    As a context manager it closes itself, and notes an exception as the reason of the end. A
-    picture that cannot be drawn is a warning, metrics that cannot be written are one warning:
-    neither stops the run.
+    As a context manager it closes itself, and notes an exception as the reason of the end; where a
+    ``RecipeError`` comes before the first iteration it takes a new folder back, so that the name is
+    free for the corrected recipe. A picture that cannot be drawn is a warning, metrics that cannot
+    be written are one warning: neither stops the run.
 
     Attributes:
         folder: the run folder.
@@ -224,12 +226,26 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is not None and issubclass(kind, RecipeError) and self._unused():
+            self._discard()
+            return
         if kind is not None and self._run["status"] == "running":
             stopped = issubclass(kind, KeyboardInterrupt)
             known = issubclass(kind, GenRLError)
             reason = f"{error}" if known else f"{kind.__name__}: {error}".rstrip(": ")
             self.finish("stopped" if stopped else "failed", reason)
         self.close()
+
+    def _unused(self) -> bool:
+        """A new run, before its first iteration."""
+        fresh = "resumed" not in self._run and not self._run["iteration"]
+        return fresh and self._run["status"] == "running"
+
+    def _discard(self) -> None:
+        self._display.message("note", f"nothing was trained: {self.folder} is taken back", {})
+        self._run["status"] = "failed"  # so that close has nothing to finish
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _append(self, lines: Lines, record: Mapping[str, Any], what: str) -> None:
         try:

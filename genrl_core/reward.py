@@ -25,7 +25,11 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(self, media: Media, prompts: Sequence[Prompt]) -> Sequence[float | None]:
-        """One finite number per sample, larger is better; None where it does not apply."""
+        """One finite number per sample, larger is better; None where there is none.
+
+        None for every sample of a prompt means that the reward does not apply to it: the other
+        rewards alone count there. A sample that lacks what others of its prompt have is left out.
+        """
 
     def to(self, device: torch.device) -> None:  # noqa: B027  # most have nothing to move
         """Move networks to the run's device, once after ``build()``; the default has none."""

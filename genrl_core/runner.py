@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from genrl_core.errors import CheckpointError, RecipeError
 from genrl_core.evaluate import Evaluation
 from genrl_core.pictures import Column, sheet
 from genrl_core.plan import plan_of
+from genrl_core.progress import metrics_line
 from genrl_core.recipe import RESOLVED_FILE, Recipe, load_recipe
 from genrl_core.recorder import Recorder
 from genrl_core.records import Prompt
@@ -105,6 +106,7 @@ class _Run:
     def go(self) -> int:
         context: AbstractContextManager[Any] = self._recorder or nullcontext()
         with context, _signals() as stopped:
+            self._note("note", f"loading {self._recipe.name}; run folder: {self._folder}")
             trainer = Trainer(
                 self._recipe, runtime=self._runtime, notify=lambda text: self._note("note", text)
             )
@@ -166,26 +168,36 @@ class _Run:
         """The policy before training: as recipes sample it, and at the best of ``base_sweep``."""
         if not trainer.held_out:
             return {}
-        found = {"before": Measured("base", trainer.evaluate())}
-        best: tuple[str, Evaluation] | None = None
+        found = {"before": self._measured("base", trainer)}
+        best: Measured | None = None
         headline = _headline(self._recipe, found["before"].evaluation)
         for field, values in self._recipe.evaluate.base_sweep.items():
             for value in values:
-                swept = trainer.evaluate(**{field: value})
-                if best is None or swept.metrics[headline] > best[1].metrics[headline]:
-                    best = (f"base, {field} {value:g}", swept)
+                swept = self._measured(f"base, {field} {value:g}", trainer, **{field: value})
+                found_now = swept.evaluation.metrics[headline]
+                if best is None or found_now > best.evaluation.metrics[headline]:
+                    best = swept
         if best is not None:
-            found["best_base"] = Measured(best[0], best[1])
+            found["best_base"] = best
+        return found
+
+    def _measured(self, title: str, trainer: Trainer, **overrides: Any) -> Measured:
+        """An evaluation, which is said at once: a run of days must not keep it to its end."""
+        start = time.monotonic()
+        found = Measured(title, trainer.evaluate(**overrides))
+        seconds = time.monotonic() - start
+        line = f"{title}: {metrics_line(found.evaluation.metrics)}  {seconds:.1f} s"
+        self._note("note", line, results=found.row())
         return found
 
     def _conclude(self, trainer: Trainer, results: dict[str, Measured]) -> None:
-        if trainer.held_out:
+        if trainer.held_out and trainer.iteration:  # else it is the base still
             results["after"] = Measured("tuned", trainer.evaluate())
         if not self._recorder:
             return
-        if "after" in results:
-            after = results["after"].evaluation
-            self._recorder.samples(trainer.iteration, after.media, after.prompts)
+        if results:
+            last = results["after" if trainer.iteration else "before"].evaluation
+            self._recorder.samples(trainer.iteration, last.media, last.prompts)
             self._recorder.before_after(
                 [measured.column() for measured in results.values()], self._recipe.name
             )
@@ -194,9 +206,9 @@ class _Run:
         rows = {name: measured.row() for name, measured in results.items()}
         self._recorder.finish("done", None, rows | {"seconds": round(seconds, 1)})
 
-    def _note(self, kind: str, message: str) -> None:
+    def _note(self, kind: str, message: str, **data: Any) -> None:
         if self._recorder:
-            self._recorder.event(kind, message)
+            self._recorder.event(kind, message, **data)
 
 
 def _headline(recipe: Recipe, found: Evaluation) -> str:
@@ -290,7 +302,8 @@ def sample(
 ) -> Path:  # fmt: skip
     """Draw from the policy of a run folder (its newest checkpoint) or of a recipe.
 
-    Images become one PNG with a row per prompt, texts one text file.
+    Images become one PNG with a row per prompt, each at its own size unless that is tiny; texts
+    one text file. Neither rewards nor measures are built.
 
     Raises:
         GenRLError: there is nothing to draw from.
@@ -304,9 +317,12 @@ def sample(
     is_run = (folder / RESOLVED_FILE).is_file()
     recipe = load_recipe(folder / RESOLVED_FILE if is_run else source, overrides, registry)
     runtime = Runtime(recipe.run.device)
-    trainer = Trainer(recipe, runtime=runtime, notify=lambda text: print(text, flush=True))
+    alone = replace(recipe, metrics={})
+    trainer = Trainer(
+        alone, rewards={}, runtime=runtime, notify=lambda text: print(text, flush=True)
+    )
     if is_run:
-        trainer.restore(_newest(folder)[0])
+        trainer.restore(_newest(folder)[0], to_learn=False)
     asked = [Prompt(f"{i}", text, columns=columns or {}) for i, text in enumerate(prompts)]
     chosen = recipe.run.seed if seed is None else seed
     plan = plan_of(chosen, 0, 0, asked, num, runtime.device)
@@ -319,7 +335,7 @@ def sample(
     else:
         column = Column(recipe.name, media, plan.sample_prompts(), {})
         try:
-            sheet([column], recipe.name, len(asked), num).save(out)
+            sheet([column], recipe.name, len(asked), num, largest=None).save(out)
         except (OSError, ValueError) as error:
             message = f"{out} cannot be written: {error}; choose an --out that ends in .png"
             raise RecipeError(message) from error

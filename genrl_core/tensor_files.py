@@ -49,20 +49,19 @@ def read_tensors(path: Path, field: str, inside: str | None = None) -> Tensors:
 
 
 def _read(path: Path, field: str) -> Any:
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        first = str(error).strip().splitlines()[:1]
+    except OSError as error:
+        raise RecipeError(f"{field}: {path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to spell
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(
             f"{field}: {path} ({path.stat().st_size} bytes) cannot be read as tensors: "
-            f"{''.join(first)}. It is damaged, half downloaded, a Git LFS pointer, or a pickle of "
+            f"{first}. It is damaged, half downloaded, a Git LFS pointer, or a pickle of "
             "other things, which GenRL does not open: download it again, as safetensors if possible"
         ) from error
 

@@ -72,6 +72,7 @@ class Trainer:
             rewards_injected=rewards is not None,
         )  # fmt: skip
         self.recipe = recipe
+        self._notify = notify
         self.runtime = runtime or Runtime(recipe.run.device)
         if recipe.run.threads is not None:
             torch.set_num_threads(recipe.run.threads)
@@ -188,7 +189,7 @@ class Trainer:
                 policy, sampler, self.held_out, seed=recipe.run.seed,
                 num_generations=recipe.evaluate.num_generations,
                 samples_per_forward=recipe.train.samples_per_forward, measures=self.measures,
-                rewards=self.rewards, runtime=self.runtime,
+                rewards=self.rewards, runtime=self.runtime, notify=self._notify,
             )  # fmt: skip
 
     def in_use(self) -> AbstractContextManager[Policy]:
@@ -213,8 +214,8 @@ class Trainer:
         groups |= {f"slot_{name}": self.slots.state_dict(name) for name in self._followers}
         checkpoint.save(folder, self.iteration, groups, state, self.recipe.save.keep)
 
-    def restore(self, snapshot: checkpoint.Snapshot) -> None:
-        """Continue exactly where ``save`` was called.
+    def restore(self, snapshot: checkpoint.Snapshot, *, to_learn: bool = True) -> None:
+        """Continue exactly where ``save`` was called; unless ``to_learn``, the weights alone.
 
         Raises:
             CheckpointError: it belongs to another recipe, network or reference.
@@ -236,6 +237,8 @@ class Trainer:
                 self.slots.load_state_dict(dict(snapshot.tensors[f"slot_{name}"]), name)
         except ValueError as error:
             raise CheckpointError(f"{snapshot.path} holds another network: {error}") from error
+        if not to_learn:
+            return
         checkpoint.load_optimizer(
             self.optimizer, snapshot.tensors.get("optimizer", {}), state["optimizer"]
         )

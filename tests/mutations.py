@@ -60,6 +60,11 @@ MAGVIT = "tests/plugins/showo/test_magvit.py::"
 MAGVIT_WEIGHTS = "tests/plugins/showo/test_magvit_weights.py::"
 AMUSED = "tests/plugins/amused/test_policy.py::"
 ATTENTION = "tests/core/test_attention.py::"
+REWARDS = "tests/plugins/rewards/test_networks.py::"
+REWARD_IMAGES = "tests/plugins/rewards/test_images.py::"
+REWARD_FILES = "tests/plugins/rewards/test_loading.py::"
+GENEVAL = "tests/plugins/rewards/test_geneval.py::"
+JUDGE = "tests/plugins/rewards/test_remote.py::"
 
 
 @dataclass(frozen=True)
@@ -1008,6 +1013,135 @@ MUTATIONS = (
         "g.gumbel(size=shape).astype(np.float32)",
         "-np.log(-np.log(g.random(shape).astype(np.float16).astype(np.float32)))",
         NUMBERS + "test_draws_continue_and_have_their_distribution",
+    ),
+    # Rewards and the files of their networks.
+    Mutation(
+        "clip_scaled_to_one",
+        "images reach CLIP between -1 and 1 and not by the mean and deviation of its own",
+        "plugins/genrl_rewards/images.py",
+        "    return (pixels - mean) / std\n",
+        "    return (pixels - 0.5) / 0.5\n",
+        REWARD_IMAGES + "test_cropped_is_clips_own_processor",
+    ),
+    Mutation(
+        "hps_cropped",
+        "HPS v2 judges the middle of an image where it should judge all of it",
+        "plugins/genrl_rewards/hps.py",
+        "batch_size=config.batch_size, fit=letterboxed",
+        "batch_size=config.batch_size",
+        REWARDS + "test_hps_frames_its_images_and_the_others_crop_them",
+    ),
+    Mutation(
+        "hps_quick_gelu",
+        "HPS v2 computes OpenAI's approximation of GELU where open_clip has the exact one",
+        "plugins/genrl_rewards/hps.py",
+        '"hidden_act": "gelu"}',
+        '"hidden_act": "quick_gelu"}',
+        REWARDS + "test_hps_is_open_clips_cosine",
+    ),
+    Mutation(
+        "similarity_of_all_pairs",
+        "an image is held against every text of its chunk and not against its own",
+        "plugins/genrl_rewards/clip.py",
+        '(image * encoded["text"]).sum(-1)',
+        '(image @ encoded["text"].T).mean(-1)',
+        REWARDS + "test_clip_score_is_the_cosine_of_a_direct_computation",
+    ),
+    Mutation(
+        "text_of_another_prompt",
+        "once each text is encoded once, samples take them in turn and not by their prompts",
+        "plugins/genrl_rewards/base.py",
+        "torch.tensor([places[prompt.text] for _, prompt in pairs])",
+        "torch.tensor([row % len(places) for row, _ in enumerate(pairs)])",
+        REWARDS + "test_chunks_change_nothing_and_values_follow_their_samples",
+    ),
+    Mutation(
+        "image_reward_not_standardised",
+        "ImageReward gives the network's raw number, without its mean and deviation",
+        "plugins/genrl_rewards/image_reward.py",
+        "return (raw - MEAN) / STD",
+        "return raw",
+        REWARDS + "test_image_reward_is_blips_number",
+    ),
+    Mutation(
+        "image_reward_epsilon",
+        "the image tower's norms have transformers' epsilon, ten times the published one",
+        "plugins/genrl_rewards/image_reward.py",
+        '"layer_norm_eps": 1e-6,',
+        '"layer_norm_eps": 1e-5,',
+        REWARDS + "test_image_reward_is_blips_number",
+    ),
+    Mutation(
+        "geneval_counts_unsure_objects",
+        "counting takes objects above the confidence of the other categories",
+        "plugins/genrl_rewards/geneval_rules.py",
+        'least = COUNTING_CONFIDENCE if tag == "counting" else CONFIDENCE',
+        'least = CONFIDENCE if tag == "counting" else CONFIDENCE',
+        GENEVAL + "test_verdicts_by_hand",
+    ),
+    Mutation(
+        "geneval_relation_turned",
+        "left is right and above is below",
+        "plugins/genrl_rewards/geneval_rules.py",
+        "return {after if d > 0 else before for",
+        "return {before if d > 0 else after for",
+        GENEVAL + "test_relations_equal_exact_arithmetic",
+    ),
+    Mutation(
+        "geneval_colour_not_judged",
+        "every object has the colour that is asked for",
+        "plugins/genrl_rewards/geneval_rules.py",
+        "return list(colours(objects)).count(clause.colour)",
+        "return len(colours(objects))",
+        GENEVAL + "test_verdicts_by_hand",
+    ),
+    Mutation(
+        "unanswered_is_zero",
+        "a request that the judge never answered is a reward of 0",
+        "plugins/genrl_rewards/judge.py",
+        "[None if reply is None else self._value(reply) for reply in replies]",
+        "[0.0 if reply is None else self._value(reply) for reply in replies]",
+        JUDGE + "test_a_request_that_always_fails_is_missing",
+    ),
+    Mutation(
+        "half_a_sum_of_rewards",
+        "a sample that lacks one of two rewards stands beside its siblings as if that were 0",
+        "genrl_core/collect.py",
+        "return summed, given.any(0) & (given | ~applies[:, part.group]).all(0)",
+        "return summed, given.any(0)",
+        TRAINER + "test_a_sample_that_lacks_one_of_two_rewards_is_left_out",
+    ),
+    Mutation(
+        "pickle_that_runs_code",
+        "a downloaded pickle is opened with all that it may call",
+        "genrl_core/tensor_files.py",
+        "weights_only=True)\n    except",
+        "weights_only=False)\n    except",
+        REWARD_FILES + "test_a_pickle_that_runs_code_is_not_opened",
+    ),
+    Mutation(
+        "index_that_leads_elsewhere",
+        "an index may name shards outside of its folder",
+        "genrl_core/hub.py",
+        "isinstance(name, str) and Path(name).name == name for",
+        "isinstance(name, str) for",
+        MAGVIT_WEIGHTS + "test_indexes_that_lead_elsewhere",
+    ),
+    Mutation(
+        "revision_ignored",
+        "the hub gives the newest files whatever revision the recipe names",
+        "genrl_core/hub.py",
+        "self.source, name, revision=self.revision, local",
+        "self.source, name, local",
+        MAGVIT_WEIGHTS + "test_the_hub_is_asked_for_one_weight_file_of_the_revision",
+    ),
+    Mutation(
+        "prompts_never_asked",
+        "a reward that cannot judge a prompt says so in the middle of a run",
+        "genrl_core/negotiate.py",
+        "    judge.prompts(rewards_injected)\n",
+        "",
+        NEGOTIATE + "test_prompts_that_a_reward_cannot_judge_are_counted_and_the_first_is_shown",
     ),
 )
 

@@ -177,4 +177,4 @@ def _misfits(parts: Parts) -> list[str]:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(" .:") if lines else type(error).__name__

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from genrl_core import RewardConfig, hookimpl
+from genrl_core import Prompt, RewardConfig, hookimpl
 
 if TYPE_CHECKING:
     from genrl_rewards.aesthetic import Aesthetic
@@ -180,6 +180,12 @@ class GenEvalConfig(NetworkRewardConfig):
     )
     batch_size: Count = Field(8, description="images that pass through the network at a time")
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Its columns are GenEval's."""
+        from genrl_rewards.geneval_rules import request_of
+
+        request_of(prompt)
+
     def build(self) -> "GenEval":
         from genrl_rewards.geneval import geneval
 
@@ -190,7 +196,8 @@ class VlmJudgeConfig(RewardConfig):
     """What a vision-language model behind an OpenAI-compatible service thinks of an image, 0 to 1.
 
     It asks after the whole prompt as it stands. For UnifiedReward (arXiv 2503.05236), served by
-    ``vllm serve CodeGoat24/UnifiedReward-qwen-7b``::
+    ``vllm serve CodeGoat24/UnifiedReward-qwen-7b``, whose 1 to 5 become 0 to 1 by ``(x - 1) / 4``;
+    ``minimum: 0`` gives ``x / 5``, as published code has it, and takes a 0 for an answer too::
 
         vlm_judge:
           model: CodeGoat24/UnifiedReward-qwen-7b
@@ -226,7 +233,8 @@ class VlmJudgeConfig(RewardConfig):
     mode: Literal["yes_probability", "score"] = Field(
         "yes_probability",
         description="yes_probability: P(yes) / (P(yes) + P(no)) of the answer's first token; "
-        "score: a number in the answer, from minimum to maximum, mapped to 0 to 1",
+        "score: a number x in the answer, as (x - minimum) / (maximum - minimum), "
+        "so that 1 to 5 become (x - 1) / 4 unless minimum or maximum are given",
     )
     question: str = Field(
         'Does this figure show "{prompt}"? Please answer yes or no.',

@@ -59,7 +59,9 @@ class NetworkReward(Reward):
             return []
         places = {text: row for row, text in enumerate(dict.fromkeys(p.text for p in prompts))}
         encoded = self.encode(list(places))
-        rows = torch.tensor([places[prompt.text] for prompt in prompts])
+        # Strict, since one row too few would be broadcast over a chunk without a word.
+        pairs = zip(images, prompts, strict=True)
+        rows = torch.tensor([places[prompt.text] for _, prompt in pairs])
         found = [
             self.score(self._pixels(images[part]), take(encoded, rows[part]))
             for part in self.chunks(len(images))

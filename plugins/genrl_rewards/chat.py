@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from genrl_core import RewardError
 
@@ -22,6 +23,7 @@ LONGEST_WAIT = 30.0
 """Seconds between two attempts at the most."""
 _CHUNK = 2**16
 _RETRIED = {408, 429}
+_HERE = {"127.0.0.1", "::1", "localhost"}
 _log = logging.getLogger("genrl_rewards")
 
 Json = dict[str, Any]
@@ -64,7 +66,10 @@ class Chat:
         self._timeout, self._retries, self._outage = timeout, retries, outage
         self._least, self._concurrency, self._first_wait = least, concurrency, first_wait
         self._answered_at, self._reason = 0.0, ""
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        here = urlsplit(url).hostname in _HERE
+        # A proxy that the environment names cannot reach this machine's own services.
+        handlers = [_NoRedirect, urllib.request.ProxyHandler({})] if here else [_NoRedirect]
+        self._opener = urllib.request.build_opener(*handlers)
 
     def ask(self, bodies: Sequence[Callable[[], Json]]) -> list[Json | None]:
         """The reply to every request, None where there was none; a body is made when it is sent.

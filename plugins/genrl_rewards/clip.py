@@ -99,10 +99,11 @@ def load_clip(kind: Any, files: ModelFiles) -> Any:
 
     files.path(("config.json",))
     stated = files.settings()
-    if stated.get("model_type") != "clip":
+    said = stated.get("model_type", stated.get("_class_name"))
+    if said != "clip":
         raise RecipeError(
             f"{files.field}: config.json of {files.source} describes a model of type "
-            f"{stated.get('model_type')!r}, not a 'clip' in transformers' layout, such as "
+            f"{said!r}, not a 'clip' in transformers' layout, such as "
             "openai/clip-vit-large-patch14"
         )
     whole = kind is CLIPModel

@@ -51,7 +51,8 @@ def hps(config: "HpsConfig") -> ClipScore:
     """The reward, its network on the CPU: the cosine alone, of letterboxed images.
 
     The published code resizes a float tensor, by torchvision's version with or without
-    antialiasing; here PIL resizes 8 bits.
+    antialiasing, and computes in half precision where autocast does; here PIL resizes 8 bits and
+    all is float32. Its tokenizer also mends broken Unicode and HTML (``&amp;``) in a prompt.
 
     Raises:
         RecipeError: files are missing or no HPS v2, or the tokenizer does not fit.

@@ -55,10 +55,10 @@ def cropped(image: Image.Image, side: int) -> Array:
 def letterboxed(image: Image.Image, side: int) -> Array:
     """The longer side resized to ``side``, black around the middle, as HPS v2 does.
 
-    Where a strip is odd, its larger half is below or to the right.
+    Where a strip is odd, its larger half is below or to the right. A line of one pixel stays one.
     """
     scale = side / max(image.size)
-    width, height = (round(length * scale) for length in image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     framed = Image.new("RGB", (side, side))
     framed.paste(resized, ((side - width) // 2, (side - height) // 2))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from genrl_core import Capability, PolicyConfig, RewardConfig, SamplerConfig, hookimpl
+from genrl_core import Capability, PolicyConfig, Prompt, RewardConfig, SamplerConfig, hookimpl
 from genrl_masked import MaskedPolicyConfig
 
 if TYPE_CHECKING:
@@ -88,6 +88,10 @@ class ShapesVerifierConfig(RewardConfig):
         "prompt's category, picked by a hash of its own pixels, instead of the prompted one",
     )
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """It asks for something in this world."""
+        _check(prompt)
+
     def build(self) -> "ShapesVerifier":
         from genrl_shapes.verifier import ShapesVerifier
 
@@ -99,10 +103,20 @@ class ShapesJudgeConfig(RewardConfig):
 
     evaluation_only: ClassVar[bool] = True
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """It asks for something in this world."""
+        _check(prompt)
+
     def build(self) -> "ShapesJudge":
         from genrl_shapes.judge import ShapesJudge
 
         return ShapesJudge()
+
+
+def _check(prompt: Prompt) -> None:
+    from genrl_shapes.grammar import request_of
+
+    request_of(prompt)
 
 
 @hookimpl

@@ -1,7 +1,7 @@
 """The shipped bases, and the command that trains them: ``python -m genrl_shapes.bases``.
 
 Three runs of the recipe ``shapes/masked_base``, kept in half precision (372 kB each): the first
-seeds, from 0 to 4, whose model knows left from right. Seeds 2 and 3 had not learned that after 1,500
+seeds from 0 on whose model knows left from right; 2 and 3 had not learned that in 1,500
 iterations. The header of a file holds the seed and the digest of the recipe that it came from.
 """
 

@@ -190,6 +190,12 @@ def load_magvit(
         network = MagvitV2(layout)
     where = f"{field}: MAGVIT-v2 from {path}"
     derived = derived_buffers(layout.bits)
+    if not any(key.startswith("decoder.") for key in state):
+        there = ", ".join(sorted(state)[:3]) or "nothing"
+        raise RecipeError(
+            f"{where} is no image tokenizer: it has no decoder and holds {len(state)} keys, such "
+            f"as {there}. Give {HUB_ID}, or a folder with its files"
+        )
     _check_codebook(state, derived, where)
     fit_tensors(network, state | derived, where)
     return network.to(device=device, dtype=dtype)

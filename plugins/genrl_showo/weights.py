@@ -32,6 +32,7 @@ FILES = (*WEIGHT_FILES, "mycheckpoint.pth")
 """What the weights may be called; the last is Mask-GRPO's."""
 
 TEXT_TOKENIZER = "microsoft/phi-1_5"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 UNUSED = re.compile(r"rotary_emb\.|^mm_projector\.")
 """Keys that are left out: tables that follow from the sizes, and image understanding by CLIP."""
@@ -46,9 +47,9 @@ def load_showo(config: "ShowoConfig") -> tuple[ShowoNetwork, "PreTrainedTokenize
     source = config.weights or config.base
     if source is None:
         raise RecipeError(
-            "policy.weights is missing: give showo a folder or a hub id, for example "
-            "showlab/show-o-512x512; where the weights are GenRL's own, name under policy.base "
-            "the model they belong to"
+            "policy.weights names no published Show-o: give showo a folder or a hub id, for "
+            "example showlab/show-o-512x512; where the weights are GenRL's own, a run or a "
+            "checkpoint, name under policy.base the model that they were trained from"
         )
     precision: torch.dtype = getattr(torch, config.precision)
     attention_backend(config.attention, precision)  # what cannot be ends the run at once
@@ -172,6 +173,12 @@ def _num_tokens(config: "ShowoConfig", stated: dict[str, Any], source: str) -> i
     """N: the recipe's word, or config.json's."""
     if config.num_image_tokens is not None:
         return config.num_image_tokens
+    kind = stated.get("_class_name", stated.get("model_type", "Showo"))
+    if kind != "Showo":
+        raise RecipeError(
+            f"policy.weights: config.json of {source} describes a model of kind {kind!r}, not a "
+            "Showo: give showlab/show-o, showlab/show-o-512x512 or one trained from it"
+        )
     found = _whole(stated, "num_vq_tokens", 0)
     if found < 1 or math.isqrt(found) ** 2 != found:
         raise RecipeError(
@@ -197,11 +204,13 @@ def _text_tokenizer(config: "ShowoConfig", stated: dict[str, Any]) -> "PreTraine
     try:
         if name.startswith(("/", ".", "~")) and not place.is_dir():
             raise OSError(f"there is no such folder (sought from {Path.cwd()}).")
+        if place.is_dir() and not any((place / file).is_file() for file in _TOKENIZER_FILES):
+            raise OSError(f"the folder has none of {', '.join(_TOKENIZER_FILES)}.")
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = str(error).strip().splitlines()[0].rstrip(" .:") + "."
         named = "" if config.text_tokenizer else ", which llm_model_path in config.json names"
         named = named if "llm_model_path" in stated else ""
         raise RecipeError(

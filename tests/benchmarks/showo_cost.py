@@ -436,6 +436,14 @@ def _bytes(recipe: Recipe, count: Counted, networks: dict[str, float]) -> float:
     return still + max(count.drawing, 4 * count.trained + count.updating)
 
 
+def _tower(width: int, layers: int, heads: int = 16) -> dict[str, int]:
+    """The sizes of a transformer, as transformers' configs call them."""
+    return {
+        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }  # fmt: skip
+
+
 def networks() -> dict[str, float]:
     """Bytes of the frozen networks, float32, and what a decoder computes for a pixel."""
     from diffusers import VQModel
@@ -451,20 +459,13 @@ def networks() -> dict[str, float]:
 
     from genrl_showo.magvit import MagvitV2
 
-    huge = CLIPConfig(
-        text_config={"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-                     "num_attention_heads": 16},
-        vision_config={"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
-                       "num_attention_heads": 16, "patch_size": 14},
-        projection_dim=1024,
-    )  # fmt: skip
-    large = CLIPConfig(
-        text_config={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-                     "num_attention_heads": 12},
-        vision_config={"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-                       "num_attention_heads": 16, "patch_size": 14},
-        projection_dim=768,
-    )  # fmt: skip
+    def clip(text: dict[str, int], vision: dict[str, int]) -> CLIPModel:
+        settings = CLIPConfig(
+            text_config=text, vision_config=vision | {"patch_size": 14},
+            projection_dim=text["hidden_size"],
+        )  # fmt: skip
+        return CLIPModel(settings)
+
     detector = Mask2FormerConfig(
         backbone_config=SwinConfig(
             depths=[2, 2, 18, 2], num_heads=[3, 6, 12, 24],
@@ -476,8 +477,11 @@ def networks() -> dict[str, float]:
         magvit = MagvitV2()
         parts: dict[str, list[nn.Module]] = {
             "showo decoder": [magvit],
-            "ClipScoreConfig": [CLIPModel(huge)],
-            "GenEvalConfig": [CLIPModel(large), Mask2FormerForUniversalSegmentation(detector)],
+            "ClipScoreConfig": [clip(_tower(1024, 24), _tower(1280, 32))],
+            "GenEvalConfig": [
+                clip(_tower(768, 12, heads=12), _tower(1024, 24)),
+                Mask2FormerForUniversalSegmentation(detector),
+            ],
         }
         vq: dict[str, Any] = {
             "down_block_types": ("DownEncoderBlock2D",) * 5,

@@ -54,6 +54,7 @@ def test_a_snapshot_holds_what_fits_the_patterns(
         (errors.LocalEntryNotFoundError, "has none of x/* of a/b. Where there is a network run"),
         (PermissionError, "a/b cannot be had from the hub: first. Try again"),
         (RuntimeError, "a/b cannot be had from the hub: first. Try again"),
+        (errors.HfHubHTTPError, "the hub refuses to give a/b: first. The token that is set may be"),
     ],
 )
 def test_a_snapshot_that_is_not_to_be_had(
@@ -61,7 +62,8 @@ def test_a_snapshot_that_is_not_to_be_had(
 ) -> None:
     def snapshot(repository: str, **fields: Any) -> str:
         if issubclass(kind, errors.HfHubHTTPError):
-            raise kind("first", response=types.SimpleNamespace(headers={}, request=0))
+            answer = types.SimpleNamespace(headers={}, request=0, status_code=401)
+            raise kind("first", response=answer)
         raise kind("first\nsecond")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
@@ -84,3 +86,49 @@ def test_a_state_dict_among_other_things_is_asked_for_by_its_key(tmp_path: Path)
     assert read_tensors(path, "policy.part", inside="state_dict")["a"].equal(state["a"])
     torch.save(state, path)  # the key is where it may be, not where it must be
     assert read_tensors(path, "policy.part", inside="state_dict")["a"].equal(state["a"])
+
+
+@pytest.mark.parametrize("found", [RuntimeError, PermissionError, KeyError])
+@pytest.mark.parametrize("required", [True, False])
+def test_a_download_that_breaks_off_is_told_whatever_the_library_raises(
+    monkeypatch: pytest.MonkeyPatch, found: type[Exception], required: bool
+) -> None:
+    """A connection that breaks in mid-file is neither an OSError nor one of the hub's own."""
+
+    def download(*_: Any, **__: Any) -> str:
+        raise found("first\nsecond")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    ask = files("a/b").path if required else files("a/b").find
+    with pytest.raises(RecipeError, match=r"^policy\.part: a/b cannot be had from the hub: "):
+        ask(("x.json",))
+
+
+@pytest.mark.parametrize("data", [b"", b"0", b"h\x05", b"J\x01", b"\x80\x02cbuiltins\neval\n."])
+def test_bytes_that_are_no_pickle_are_told_whatever_reading_them_raises(
+    tmp_path: Path, data: bytes
+) -> None:
+    """As opcodes: an empty stack, an unknown memory cell, half a number, code."""
+    path = tmp_path / "x.pt"
+    path.write_bytes(data)
+    with pytest.raises(RecipeError, match=rf"x\.pt \({len(data)} bytes\) cannot be read as tens"):
+        read_tensors(path, "policy.part")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_damaged_pickle_is_told_wherever_the_damage_is(tmp_path: Path) -> None:
+    path, refused = tmp_path / "x.pt", 0
+    torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    sound = path.read_bytes()
+    for place in range(0, len(sound), 3):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 0x55]) + sound[place + 1 :])
+        try:
+            read_tensors(path, "policy.part")
+        except RecipeError:
+            refused += 1
+    assert refused > len(sound) / 6
+
+
+def test_a_file_that_the_system_does_not_give(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"gone\.pt cannot be read: No such file"):
+        read_tensors(tmp_path / "gone.pt", "policy.part")

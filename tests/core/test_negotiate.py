@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from genrl_core.errors import RecipeError
+from genrl_core.errors import RecipeError, RewardError
+from genrl_core.media import Prompt
 from genrl_core.negotiate import find_problems, negotiate, resolve_views
 from genrl_core.plugins import Registry
 from genrl_core.recipe import Recipe, load_recipe
@@ -217,3 +218,28 @@ def test_views_are_resolved_from_the_neighbours(load: Load) -> None:
     assert resolve_views(mixed) == {"fit": "bound", "near": "steps", "plain": "steps"}
     with pytest.raises(RecipeError, match="take the view of another objective"):
         resolve_views(load("objective={clip: null, near: {}}"))
+
+
+def test_prompts_that_a_reward_cannot_judge_are_counted_and_the_first_is_shown(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asks_for_heads(_: object, prompt: Prompt) -> None:
+        if "heads" not in prompt.text:
+            raise RewardError(f"{prompt.text!r} names no heads; name them")
+
+    (tmp_path / "held.txt").write_text("heads\ntails\nedge\n")
+    recipe = load("prompts.evaluate=held.txt", "evaluate.metrics={jury: {}}")
+    assert find_problems(recipe) == []
+    monkeypatch.setattr(type(recipe.reward["shine"]), "check_prompt", asks_for_heads)
+    problems = find_problems(recipe)
+    assert [problem.path for problem in problems] == ["prompts.evaluate"]
+    told = "held.txt: 2 of 3 prompts do not fit; 'tails' names no heads; name them"
+    assert problems[0].message.endswith(told)
+    assert find_problems(recipe, rewards_injected=True) == []
+    monkeypatch.setattr(type(recipe.metrics["jury"]), "check_prompt", asks_for_heads)
+    assert find_problems(recipe) == problems, "said once, whoever cannot judge it"
+    assert find_problems(recipe, rewards_injected=True) == problems
+    (tmp_path / "train.txt").write_text("tails\n")
+    assert [p.path for p in find_problems(recipe)] == ["prompts.file", "prompts.evaluate"]
+    (tmp_path / "train.txt").write_bytes(b"\xff\n")
+    assert [p.path for p in find_problems(recipe)] == ["prompts.evaluate"], "its reader says so"

@@ -54,6 +54,8 @@ def test_json_lines_and_csv_keep_further_columns(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a", "text": "b"}', "a.jsonl:1: not valid JSON: a key stands twice"),
         ("a.jsonl", '{"text": "a", "x": NaN}', "a.jsonl:1: not valid JSON: NaN"),
         ("a.jsonl", '"a"', "a.jsonl:1: should be an object"),
+        ("a.jsonl", r'{"text": "a \ud800"}', r"a.jsonl:1: holds half of a surrogate pair (\ud800"),
+        ("a.jsonl", r'{"text": "a", "x": ["\udfff"]}', "a.jsonl:1: holds half of a surrogate pair"),
         ("a.jsonl", '{"id": "1"}', "a.jsonl:1: text: is missing"),
         ("a.jsonl", '{"text": 3}', "a.jsonl:1: text: should be text"),
         ("a.jsonl", '{"text": "a", "id": true}', "a.jsonl:1: id: should be text"),
@@ -93,3 +95,8 @@ def test_reading_prompts_imports_no_torch(tmp_path: Path) -> None:
         f"read_prompts({str(path)!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_both_halves_of_a_pair_are_a_character(tmp_path: Path) -> None:
+    (prompt,) = read_prompts(write(tmp_path, "a.jsonl", r'{"text": "a \ud83d\udc08"}'))
+    assert prompt["text"] == "a \N{CAT}"

@@ -91,11 +91,39 @@ def test_a_run_folder_holds_what_the_design_says(tmp_path, monkeypatch):
 
 
 def test_command_lines_lose_only_their_secrets():
-    kept = ["genrl", "run", "train.num_tokens=3", "monkey=1", "--seed", "4", "token"]
-    assert command_line(kept[:2] + kept[3:]) == kept[:2] + kept[3:]
+    kept = [
+        "genrl", "run", "policy.num_tokens=3", "policy.max_text_tokens=9",
+        "policy.image_tokenizer=showlab/magvitv2", "monkey=1", "--seed", "4", "token",
+    ]  # fmt: skip
+    assert command_line(kept) == kept
+    assert command_line(["reward.judge.token=x", "a.tokens=y"]) == [
+        "reward.judge.token=***", "a.tokens=***",
+    ]  # fmt: skip
     assert command_line(["--api-key=x", "--password", "y", "z"]) == [
         "--api-key=***", "--password", "***", "z",
     ]  # fmt: skip
+
+
+def test_a_wrong_recipe_leaves_no_folder_behind(tmp_path, capsys):
+    """Else the corrected one would be refused: the name is taken, with nothing to resume."""
+
+    def fail(run: Recorder, *records: dict[str, float]) -> None:
+        with run:
+            run.event("note", "loading")
+            for record in records:
+                run.iteration(record)
+            raise RecipeError("no such weights")
+
+    with pytest.raises(RecipeError):
+        fail(create(tmp_path, "mine", quiet=False))
+    assert list(tmp_path.iterdir()) == []
+    assert f"nothing was trained: {tmp_path / 'mine'} is taken back" in capsys.readouterr().out
+    with pytest.raises(RecipeError):
+        fail(create(tmp_path, "mine"), {"iteration": 1.0} | METRICS)
+    assert json.loads((tmp_path / "mine/run.json").read_text())["status"] == "failed"
+    with pytest.raises(RecipeError):
+        fail(Recorder.resume(tmp_path / "mine", 0, {}, 12, quiet=True))
+    assert (tmp_path / "mine/run.json").exists()
 
 
 def test_an_existing_folder_is_refused_with_the_way_out(tmp_path):
@@ -463,6 +491,17 @@ def test_short_numbers(value, text):
     assert short(value) == text
 
 
+def test_a_wide_table_stands_upright():
+    names = [f"geneval/category_{i}" for i in range(8)]
+    rows = {key: dict.fromkeys(names, 0.25) | {"more": 1.5} for key in ("before", "after")}
+    lines = summary_lines(rows)
+    assert lines[0].split() == ["base", "tuned"]
+    assert [line.split() for line in lines[1:]] == [
+        *([name, ".250", ".250"] for name in names), ["more", "1.50", "1.50"],
+    ]  # fmt: skip
+    assert len({len(line) for line in lines}) == 1
+
+
 def test_no_results_no_table():
     assert summary_lines({}) == []
     assert summary_lines({"before": {}}) == []
@@ -540,9 +579,30 @@ def test_sheets_spread_over_many_prompts_and_cut_many_samples():
     prompts = [Prompt(f"p{i}", str(i)) for i in range(40) for _ in range(9)]
     media = Media("image", torch.zeros(360, 3, 8, 8, dtype=torch.uint8))
     small = sheet([Column("x", media, prompts, {})], "t")
-    few = [p for p in prompts if int(p.text) % 4 == 0]
+    places = [int(i * 0.6180339887 % 1 * 4) for i in range(10)]
+    few = [p for p in prompts if int(p.text) % 4 == places[int(p.text) // 4]]
     fewer = Media("image", torch.zeros(90, 3, 8, 8, dtype=torch.uint8))
     assert small.tobytes() == sheet([Column("x", fewer, few, {})], "t").tobytes()
+
+
+@pytest.mark.parametrize(("count", "period"), [(120, 6), (120, 4), (40, 5), (20, 2)])
+def test_categories_that_take_turns_are_all_shown(count, period):
+    """As in the prompts of GenEval: evenly spread, 10 of 120 were 10 of one category."""
+    prompts = [Prompt(f"p{i}", str(i)) for i in range(count)]
+    shown = [int(prompt.text) for prompt in pictures._spread(prompts, 10)]
+    assert len(set(shown)) == 10 and shown == sorted(shown)
+    assert {place % period for place in shown} == set(range(period))
+
+
+def test_samples_keep_their_own_size_where_asked():
+    pixels = torch.randint(0, 256, (1, 3, 300, 200), dtype=torch.uint8)
+    column = Column("x", Media("image", pixels), PROMPTS[:1], {})
+    page = sheet([column], "t", largest=None)
+    shown = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8)
+    shown = shown.reshape(page.height, page.width, 3).permute(2, 0, 1)
+    left = pictures.MARGIN + pictures.LABEL
+    top = page.height - 14 - 310
+    assert torch.equal(shown[:, top : top + 300, left : left + 200], pixels[0])
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 512, 512), (3, 16, 3, 64, 64), (3, 3, 20, 30)])

@@ -178,6 +178,27 @@ def test_missing_rewards_leave_their_siblings_alone(toy_recipe: Make) -> None:
     assert record.metrics["grad_norm"] > 0
 
 
+def test_a_sample_that_lacks_one_of_two_rewards_is_left_out(toy_recipe: Make) -> None:
+    """Its sum would stand beside its siblings' as if the other reward were 0. A reward that a whole
+    group lacks does not apply there, and the group is judged by the rest.
+    """
+    tries = ([5.0] * 12, [5.0] * 8 + [None] * 4, [5.0] * 3 + [None] + [5.0] * 8)
+    base = [0.1, 0.2, 0.3, 0.4] * 3
+    kept = []
+    for values in tries:
+        rewards = {"one": Broken(lambda n: base[:n]), "two": Broken(lambda n, v=values: v[:n])}
+        recipe = toy_recipe("toy_canvas", "evaluate=null", "prompts.evaluate=null")
+        (record,) = train(recipe.with_overrides("train.iterations=1"), rewards=rewards)
+        kept.append(record.metrics)
+    assert kept[0]["reward"] == pytest.approx(5.25)
+    assert kept[1]["reward"] == pytest.approx(0.25 + 5 * 2 / 3)
+    assert kept[2]["reward"] == pytest.approx(5 + (3 - 0.4) / 11)
+    spread = torch.tensor([0.1, 0.2, 0.3, 0.4]).std().item()
+    assert kept[0]["spread"] == pytest.approx(spread, rel=1e-6)
+    assert kept[1]["spread"] == pytest.approx(spread, rel=1e-6)
+    assert kept[2]["spread"] == pytest.approx((2 * spread + 0.1) / 3, rel=1e-6)
+
+
 def test_equal_rewards_leave_the_weights(toy_recipe: Make) -> None:
     recipe = toy_recipe("toy_canvas", "train.weight_decay=0.0")
     trainer = Trainer(recipe, rewards={"mine": Broken(lambda n: [0.3] * n)})

@@ -7,6 +7,7 @@ judged and trained goes the way of the real run.
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -15,8 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from genrl_core import evaluate as evaluation
+from genrl_core import runner
 from genrl_core.advantage import advantages
 from genrl_core.recipe import Recipe, load_recipe
 from genrl_core.trainer import Trainer
@@ -159,6 +163,80 @@ def test_bfloat16_drifts_far_less_than_is_allowed(models: dict[str, Path]) -> No
     found = trainer.evaluate(num_inference_steps=2)  # under guidance, on all held-out prompts
     assert len(found.prompts) == 120
     assert abs(found.metrics["reward/clip_score"]) < 101
+
+
+def test_the_untouched_base_is_measured_by_a_run_of_no_iterations(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As recipes/README.md says, with one's own prompts; a long evaluation says how far it is."""
+    monkeypatch.setattr(evaluation, "PATIENCE", 0.0)
+    prompts = tmp_path / "mine.txt"
+    prompts.write_text("a red cube\n\na blue ball and a small cat\na dog\n")
+    recipe = shortened(
+        "showo_mask_grpo_paper", models, "train.iterations=0", f"prompts.file={prompts}",
+        f"prompts.evaluate={prompts}", "evaluate.sampler.num_inference_steps=2", "run.name=base",
+        "train.samples_per_forward=2",
+    )  # fmt: skip
+    assert runner.run(recipe, tmp_path / "runs") == 0
+    folder = tmp_path / "runs" / "base"
+    results = json.loads((folder / "run.json").read_text())["results"]
+    assert results.keys() == {"before", "seconds"}
+    assert results["before"].keys() == {"title", "reward/clip_score"}
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"loading masked/showo_mask_grpo_paper; run folder: {folder}"
+    assert [line[:42] for line in said[1:3]] == [
+        "evaluation: 2 of 3 samples drawn in 0 s", "evaluation: 3 of 3 samples drawn in 0 s",
+    ]  # fmt: skip
+    assert said[3].startswith("base: reward/clip_score ")
+    assert (folder / "before_after.png").stat().st_size > 1_000
+    drawn = (folder / "samples/iter_000000/index.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prompt"] for line in drawn] == [
+        "a red cube", "a blue ball and a small cat", "a dog",
+    ]  # fmt: skip
+
+
+def test_a_run_and_its_checkpoint_serve_as_weights_again(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """A run with its base, or its checkpoint as a published file; samples need no reward."""
+    few = tmp_path / "mine.txt"
+    few.write_text("a red cube\n")
+    recipe = shortened(
+        "showo_mask_grpo_paper", models, f"prompts.file={few}", f"prompts.evaluate={few}",
+        "run.name=tuned", "evaluate.sampler.num_inference_steps=2", "train.num_prompts=1",
+    )  # fmt: skip
+    assert runner.run(recipe, tmp_path) == 0
+    saved = next((tmp_path / "tuned").glob("checkpoints/step_*")) / "policy.safetensors"
+    published = tmp_path / "published"
+    published.mkdir()
+    shutil.copy(models["showo"] / "config.json", published)
+    shutil.copy(saved, published / "pytorch_model.safetensors")
+    file = [f"policy.weights={published}"]
+    based = [f"policy.weights={tmp_path / 'tuned'}", f"policy.base={models['showo']}"]
+    unpaid = recipe.with_overrides("reward.clip_score.weights=nobody/nothing")
+    pictures = []
+    for more in (file, based):
+        source = tmp_path / f"{len(pictures)}.yaml"
+        source.write_text(unpaid.with_overrides(*more).to_yaml())
+        pictures.append(runner.sample(source, ["a red cube"], 2, source.with_suffix(".png")))
+    drawn = runner.sample(tmp_path / "tuned", ["a red cube"], 2, tmp_path / "drawn.png")
+    images = [_below_titles(path) for path in (*pictures, drawn)]
+    assert images[0] == images[1] == images[2]
+    fresh = runner.sample(recipe_file(recipe, tmp_path), ["a red cube"], 2, tmp_path / "fresh.png")
+    assert _below_titles(fresh) != images[0]
+
+
+def recipe_file(recipe: Recipe, folder: Path) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    return path
+
+
+def _below_titles(path: Path) -> bytes:
+    """The samples of a sheet; its titles say where they come from."""
+    with Image.open(path) as page:
+        return page.crop((0, 80, page.width, page.height)).tobytes()
 
 
 def test_advantages_are_the_papers(models: dict[str, Path]) -> None:

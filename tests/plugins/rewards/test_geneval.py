@@ -25,6 +25,7 @@ from transformers.models.mask2former.modeling_mask2former import (
 )
 
 from genrl_core import Media, ModelFiles, Prompt, RecipeError, RewardError
+from genrl_core.cli import main
 from genrl_core.prompts import load_prompts
 from genrl_rewards import GenEvalConfig, geneval_prompts
 from genrl_rewards.clip import ClipScore, load_clip
@@ -256,6 +257,20 @@ def test_columns_that_cannot_be_judged_are_named(change, words):
     with pytest.raises(RewardError, match="a photo of a cat") as caught:
         request_of(prompt(row))
     assert words in str(caught.value)
+
+
+def test_a_recipe_with_prompts_that_cannot_be_judged_is_refused(tmp_path, capsys):
+    """Before anything is loaded, by the prompts' own names, and those that fit are let through."""
+    (tmp_path / "mine.jsonl").write_text(
+        json.dumps(ROWS.single("cat")) + '\n{"text": "a red cat", "id": "bare"}\n'
+    )
+    asked = ["digits/mask_grpo", "reward={geneval: {}}", "prompts.file=", "policy.weights=null"]
+    asked[2] += str(tmp_path / "mine.jsonl")
+    assert main(["check", *asked, "prompts.evaluate=null", "evaluate=null"]) == 2
+    told = "".join(capsys.readouterr())
+    assert "1 of 2 prompts do not fit" in told and "'bare'" in told and "column `tag`" in told
+    asked[2] = f"prompts.file={PROMPTS / 'train.jsonl'}"
+    assert main(["check", *asked, "prompts.evaluate=null", "evaluate=null"]) == 0
 
 
 def test_the_summary_is_the_mean_of_categories():

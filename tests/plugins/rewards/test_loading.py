@@ -265,5 +265,15 @@ def test_a_run_judges_with_the_network_on_its_device(
     trainer = Trainer(load_recipe(str(path), [*short, "train.num_prompts=2"]))
     record = trainer.step()
     assert moved == [torch.device("cpu")]
+    (reward,) = [reward for _, reward in trainer.rewards.values()]
+    assert isinstance(reward, NetworkReward)
+    frozen = {p.data_ptr() for p in reward.network.parameters()}
+    groups = trainer.optimizer.param_groups
+    assert not frozen & {p.data_ptr() for group in groups for p in group["params"]}
+    trainer.save(tmp_path / "checkpoints")
+    saved = [load_file(file) for file in (tmp_path / "checkpoints").rglob("*.safetensors")]
+    assert saved and not {k for state in saved for k in state if "text_model" in k or "clip" in k}
+    most = sum(p.numel() for p in trainer.policy.network.parameters())
+    assert max(sum(t.numel() for t in state.values()) for state in saved) <= 3 * most
     assert -1 <= record.metrics["reward/clip_score"] <= 1
     assert record.metrics["reward_std"] > 0

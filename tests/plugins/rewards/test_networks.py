@@ -12,15 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from genrl_core import Media, Prompt, Reward
-from genrl_rewards import (
-    AestheticConfig,
-    ClipScoreConfig,
-    HpsConfig,
-    ImageRewardConfig,
-    NetworkRewardConfig,
-    PickScoreConfig,
-)
+from genrl_core import Media, Prompt, Registry, Reward
+from genrl_rewards import AestheticConfig, ClipScoreConfig, HpsConfig, NetworkRewardConfig
 from genrl_rewards.image_reward import settings_of
 
 from . import networks
@@ -47,19 +40,21 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def config(kind: str, published: dict[str, Path], **fields: Any) -> NetworkRewardConfig:
-    place = {name: str(path) for name, path in published.items()}
-    if kind == "clip_score":
-        return ClipScoreConfig(weights=place["clip"], **fields)
-    if kind == "pick_score":
-        return PickScoreConfig(weights=place["clip"], tokenizer=place["bpe"], **fields)
-    if kind == "hps_v2":
-        return HpsConfig(weights=place["hps"], tokenizer=place["bpe"], **fields)
-    if kind == "image_reward":
-        return ImageRewardConfig(weights=place["image_reward"], tokenizer=place["bert"], **fields)
-    return AestheticConfig(weights=place["head"], clip=place["clip"], **fields)
+    places = {field: str(published[part]) for field, part in PARTS[kind].items()}
+    found = Registry.discover().rewards[kind](**places, **fields)
+    assert isinstance(found, NetworkRewardConfig)
+    return found
 
 
-KINDS = ("clip_score", "pick_score", "hps_v2", "image_reward", "aesthetic")
+PARTS = {
+    "clip_score": {"weights": "clip"},
+    "pick_score": {"weights": "clip", "tokenizer": "bpe"},
+    "hps_v2": {"weights": "hps", "tokenizer": "bpe"},
+    "image_reward": {"weights": "image_reward", "tokenizer": "bert"},
+    "aesthetic": {"weights": "head", "clip": "clip"},
+}
+"""Of every reward, which of the published folders its fields name."""
+KINDS = tuple(PARTS)
 
 
 def direct(published: dict[str, Path], images: Media, texts: list[str]) -> Any:
@@ -213,6 +208,27 @@ def test_every_text_is_encoded_once(
     assert asked == [3]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_strange_images_and_texts_are_judged(published: dict[str, Path], kind: str) -> None:
+    """One alone, grey, a line of pixels, no text, no letter that the tokenizer knows."""
+    reward = config(kind, published).build()
+    grey = torch.full((1, 3, 9, 5), 128, dtype=torch.uint8)
+    given = [Media("image", grey), *(media(*s, count=1) for s in ((1, 1), (1, 90), (90, 1)))]
+    for images in given:
+        for text in ("", " ", "a red cat", "\N{SNOWMAN} \u65e5\u672c", "cat " * 200):
+            (value,) = reward(images, prompts((text,)))
+            assert value == value and abs(value) < 1e3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_many_prompts_as_images(published: dict[str, Path], kind: str) -> None:
+    """One prompt is not stretched over five images, where it could be by broadcasting."""
+    reward = config(kind, published).build()
+    for count in (1, 4, 6):
+        with pytest.raises(ValueError, match="zip"):
+            reward(media(), prompts(("a red cat",) * count))
+
+
 def counting(tokenizer: Any, asked: list[int]) -> Any:
     def count(texts: list[str], **fields: Any) -> Any:
         asked.append(len(texts))
@@ -311,6 +327,24 @@ def test_every_reward_is_one_and_its_config_loads_no_torch() -> None:
         "assert not {'torch', 'transformers', 'PIL', 'huggingface_hub'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_recipes_are_looked_at_without_torch(tmp_path: Path) -> None:
+    """Prompts included, which a reward may have something to say about."""
+    import subprocess
+
+    recipe = "masked/showo_mask_grpo_paper"
+    asking = ["reward.clip_score=null", "reward.geneval={}"]
+    code = (
+        "import sys; from genrl_core.cli import main; "
+        f"assert main(['check', {recipe!r}]) == main(['check', {recipe!r}, *{asking!r}]) == 0; "
+        f"assert main(['show', {recipe!r}]) == main(['ls', 'rewards']) == 0; "
+        "assert not {'torch', 'transformers', 'PIL', 'huggingface_hub'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
 
 

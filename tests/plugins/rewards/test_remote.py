@@ -81,10 +81,11 @@ def handler_of(service: Service) -> type[BaseHTTPRequestHandler]:
                 service.running += 1
                 service.peak = max(service.peak, service.running)
             try:
-                self._give(service.behaviour(request))
-            finally:
+                given = service.behaviour(request)
+            finally:  # before the reply is sent: the next request may come right after it
                 with service.lock:
                     service.running -= 1
+            self._give(given)
 
         def _give(self, given: Any) -> None:
             given = reply_of(given) if isinstance(given, str) else given
@@ -215,7 +216,7 @@ def test_unified_reward_as_documented(service: Service) -> None:
     snippet = yaml.safe_load(text[text.index("vlm_judge:") :])["vlm_judge"]
     service.behaviour = lambda _: "The caption is met.\nFinal Score: 3.5"
     assert judged(service, 2, **snippet) == [0.625, 0.625]
-    asked = service.asked[0]
+    asked = min(service.asked, key=lambda request: request.place)  # two travel at a time
     assert asked.text.endswith("\nText Caption: [thing 0]") and asked.text.count("\n") == 5
     assert asked.body["model"] == "CodeGoat24/UnifiedReward-qwen-7b"
 
@@ -385,6 +386,16 @@ def test_an_outage_that_is_too_long_stops_the_run(service: Service) -> None:
 def test_nobody_listens(service: Service) -> None:
     said = broken(service, base_url="http://127.0.0.1:9/v1", outage=0.05, count=2)
     assert "Connection refused" in said and "127.0.0.1:9" in said
+
+
+def test_no_proxy_stands_before_this_machine_itself(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    service.behaviour = lambda _: "Final Score: 3"
+    assert judged(service, 2, retries=0, outage=0) == [0.5, 0.5]
 
 
 def test_no_images_no_requests(service: Service) -> None:

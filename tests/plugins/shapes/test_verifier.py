@@ -262,6 +262,14 @@ def test_other_media_are_refused(config):
             reward(media, PROMPTS[:1])
 
 
+@pytest.mark.parametrize("config", [ShapesVerifierConfig(), ShapesJudgeConfig()])
+def test_prompts_are_looked_at_before_a_run(config):
+    for prompt in PROMPTS[::7]:
+        config.check_prompt(prompt)
+    with pytest.raises(RewardError, match="asks for nothing that the shapes verifier can see"):
+        config.check_prompt(Prompt("x", "a red dog"))
+
+
 def test_the_judge_is_held_out():
     assert ShapesJudgeConfig.evaluation_only and not ShapesVerifierConfig.evaluation_only
 

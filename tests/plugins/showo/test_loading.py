@@ -193,7 +193,7 @@ def test_a_text_tokenizer_that_config_json_names_and_is_gone(build, published, t
 
 
 def test_nothing_there(build, tmp_path, published):
-    with pytest.raises(RecipeError, match=r"policy.weights is missing.*showlab/show-o-512x512"):
+    with pytest.raises(RecipeError, match=r"names no published Show-o.*showlab/show-o-512x512"):
         ShowoConfig().build()
     folder = folder_with(tmp_path / "x", published)
     with pytest.raises(RecipeError, match=r"has none of pytorch_model.safetensors.*mycheckpoint"):
@@ -202,6 +202,19 @@ def test_nothing_there(build, tmp_path, published):
         build(weights=tmp_path / "missing")
     with pytest.raises(RecipeError, match=r"policy.image_tokenizer: there is no file or folder"):
         build(image_tokenizer=tmp_path / "missing")
+
+
+def test_folders_of_other_models(build, published, tmp_path):
+    """What is wrong is the folder: not a number that it happens not to state."""
+    with pytest.raises(RecipeError, match=r"describes a model of kind 'MAGVITv2', not a Showo"):
+        build(weights=published["image"])
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(RecipeError, match=r"describes a model of kind 'clip', not a Showo"):
+        build(weights=tmp_path)
+    with pytest.raises(RecipeError, match=r"image_tokenizer: .*is no image tokenizer.*showlab/mag"):
+        build(image_tokenizer=published["showo"])
+    with pytest.raises(RecipeError, match=r"none of tokenizer.json, vocab.json\. Where there is a"):
+        build(text_tokenizer=published["image"])
 
 
 def test_offline(build, monkeypatch, tmp_path, published):
