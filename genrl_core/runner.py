@@ -174,8 +174,8 @@ class _Run:
         for field, values in self._recipe.evaluate.base_sweep.items():
             for value in values:
                 swept = self._measured(f"base, {field} {value:g}", trainer, **{field: value})
-                found_now = swept.evaluation.metrics[headline]
-                if best is None or found_now > best.evaluation.metrics[headline]:
+                score = swept.evaluation.metrics[headline]
+                if best is None or score > best.evaluation.metrics[headline]:
                     best = swept
         if best is not None:
             found["best_base"] = best
@@ -317,10 +317,11 @@ def sample(
     is_run = (folder / RESOLVED_FILE).is_file()
     recipe = load_recipe(folder / RESOLVED_FILE if is_run else source, overrides, registry)
     runtime = Runtime(recipe.run.device)
-    alone = replace(recipe, metrics={})
+    unmeasured = recipe.evaluate.model_copy(update={"headline": None, "base_sweep": {}})
     trainer = Trainer(
-        alone, rewards={}, runtime=runtime, notify=lambda text: print(text, flush=True)
-    )
+        replace(recipe, metrics={}, evaluate=unmeasured), rewards={}, runtime=runtime,
+        notify=lambda text: print(text, flush=True),
+    )  # fmt: skip
     if is_run:
         trainer.restore(_newest(folder)[0], to_learn=False)
     asked = [Prompt(f"{i}", text, columns=columns or {}) for i, text in enumerate(prompts)]
