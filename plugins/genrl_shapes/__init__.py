@@ -76,15 +76,16 @@ class ShapesVerifierConfig(RewardConfig):
     """Whether the objects found in the pixels are those that the prompt asks for, 0 to 1."""
 
     paper = "arXiv 2310.11513, its six categories, on shapes that can be found without a network"
-    form: Literal["dense", "strict"] = Field(
+    form: Literal["dense", "strict", "random"] = Field(
         "dense",
         description="strict: 1 where the image has the objects asked for, in colour and relation, "
         "and nothing else, else 0; dense: the share of that which is there, 0 to 1, less for what "
-        "should not be there; 1 in the same images",
+        "should not be there; 1 in the same images; random: the control that must fail, a number "
+        "from a hash of the pixels, whatever they show",
     )
     shuffle: bool = Field(
         default=False,
-        description="the control that must fail: ask each image for a random request of the "
+        description="the control for form without content: ask each image for a random request of the "
         "prompt's category, picked by a hash of its own pixels, instead of the prompted one",
     )
 

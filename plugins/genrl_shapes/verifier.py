@@ -53,18 +53,23 @@ class ShapesVerifier(Reward):
     ``position`` it asks for half a cell of distance.
 
     Args:
-        form: which of the two.
-        shuffle: the control. Each image is asked for what a hash of its own pixels picks among the
+        form: which of the two; or ``random``, the control that no model can win: a number from a
+            hash of the pixels, whatever they show.
+        shuffle: the control for form without content. Each image is asked for what a hash of its own pixels picks among the
             requests of the prompt's category, whatever the prompt is; neither the batch nor a
             generator has a part in it.
     """
 
-    def __init__(self, *, form: Literal["dense", "strict"] = "dense", shuffle: bool = False):
+    def __init__(
+        self, *, form: Literal["dense", "strict", "random"] = "dense", shuffle: bool = False
+    ):
         self._form, self._shuffle = form, shuffle
 
     def __call__(self, media: Media, prompts: Sequence[Prompt]) -> list[float]:
         images = to_palette(pixels_of(media))
         asked = [request_of(prompt) for prompt in prompts]
+        if self._form == "random":
+            return [_digest(image) / 2**64 for image in images]
         if self._shuffle:
             pairs = zip(images, asked, strict=True)
             asked = [hashed_request(image, request.category) for image, request in pairs]
@@ -175,9 +180,14 @@ def regions(images: Array) -> Array:
 
 def hashed_request(image: Array, category: str) -> Request:
     """The request of a category that an image's pixels alone decide, uniform over images."""
-    digest = hashlib.blake2b(image.astype(np.uint8).tobytes(), digest_size=8).digest()
     found = requests(category)
-    return found[int.from_bytes(digest, "little") % len(found)]
+    return found[_digest(image) % len(found)]
+
+
+def _digest(image: Array) -> int:
+    """A whole number that the pixels decide, uniform on 0 .. 2^64 - 1."""
+    digest = hashlib.blake2b(image.astype(np.uint8).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _things(image: Array, labels: Array) -> Seen:

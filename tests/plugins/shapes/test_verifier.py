@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 
 from genrl_core import Media, Prompt, RewardError
 from genrl_shapes import ShapesJudgeConfig, ShapesVerifierConfig, grammar, judge, tokens, verifier
@@ -252,6 +252,14 @@ def test_the_shuffled_control_ignores_the_prompt(scenes):
     asked = [verifier.hashed_request(image, "colours") for image in several]
     counts = [asked.count(request) for request in grammar.requests("colours")]
     assert chisquare(counts).pvalue > 1e-3
+
+
+def test_a_random_reward_knows_nothing():
+    """Uniform over images, the same for the same pixels, and blind to the prompt."""
+    several = np.random.default_rng(1).integers(0, 5, (2000, 30, 30)).astype(np.uint8)
+    given = score(several, [PROMPTS[0]] * 2000, form="random")
+    assert kstest(given, "uniform").pvalue > 1e-3
+    assert np.array_equal(given, score(several, [PROMPTS[-1]] * 2000, form="random"))
 
 
 @pytest.mark.parametrize("config", [ShapesVerifierConfig(), ShapesJudgeConfig()])
