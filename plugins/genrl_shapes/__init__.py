@@ -81,12 +81,12 @@ class ShapesVerifierConfig(RewardConfig):
         description="strict: 1 where the image has the objects asked for, in colour and relation, "
         "and nothing else, else 0; dense: the share of that which is there, 0 to 1, less for what "
         "should not be there; 1 in the same images; random: the control that must fail, a number "
-        "from a hash of the pixels, whatever they show",
+        "that says nothing of the image, from a hash of all the prompt's images",
     )
     shuffle: bool = Field(
         default=False,
-        description="the control for form without content: ask each image for a random request of the "
-        "prompt's category, picked by a hash of its own pixels, instead of the prompted one",
+        description="the control for form without content: ask each image for a random request of "
+        "the prompt's category, picked by a hash of its own pixels, instead of the prompted one",
     )
 
     def check_prompt(self, prompt: Prompt) -> None:

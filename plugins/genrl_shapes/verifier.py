@@ -54,10 +54,11 @@ class ShapesVerifier(Reward):
 
     Args:
         form: which of the two; or ``random``, the control that no model can win: a number from a
-            hash of the pixels, whatever they show.
-        shuffle: the control for form without content. Each image is asked for what a hash of its own pixels picks among the
-            requests of the prompt's category, whatever the prompt is; neither the batch nor a
-            generator has a part in it.
+            hash of the pixels of all images of the prompt and of the image's place among them. (A
+            hash of its own pixels alone can be won: by drawing the image of the best hash again.)
+        shuffle: the control for form without content. Each image is asked for what a hash of its
+            own pixels picks among the requests of the prompt's category, whatever the prompt is;
+            neither the batch nor a generator has a part in it.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class ShapesVerifier(Reward):
         images = to_palette(pixels_of(media))
         asked = [request_of(prompt) for prompt in prompts]
         if self._form == "random":
-            return [_digest(image) / 2**64 for image in images]
+            return lots(images, prompts)
         if self._shuffle:
             pairs = zip(images, asked, strict=True)
             asked = [hashed_request(image, request.category) for image, request in pairs]
@@ -184,8 +185,22 @@ def hashed_request(image: Array, category: str) -> Request:
     return found[_digest(image) % len(found)]
 
 
+def lots(images: Array, prompts: Sequence[Prompt]) -> list[float]:
+    """Numbers on [0, 1) that say nothing of an image: drawn anew for every group of a prompt."""
+    groups: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        groups.setdefault(prompt.id, []).append(row)
+    found = [0.0] * len(prompts)
+    for rows in groups.values():
+        key = _digest(images[rows])
+        drawn = np.random.Generator(np.random.Philox(key=key)).random(len(rows))
+        for row, value in zip(rows, drawn.tolist(), strict=True):
+            found[row] = value
+    return found
+
+
 def _digest(image: Array) -> int:
-    """A whole number that the pixels decide, uniform on 0 .. 2^64 - 1."""
+    """A whole number that pixels decide, uniform on 0 .. 2^64 - 1."""
     digest = hashlib.blake2b(image.astype(np.uint8).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 

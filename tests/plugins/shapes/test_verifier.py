@@ -255,11 +255,17 @@ def test_the_shuffled_control_ignores_the_prompt(scenes):
 
 
 def test_a_random_reward_knows_nothing():
-    """Uniform over images, the same for the same pixels, and blind to the prompt."""
+    """Uniform, the same for the same group, new with any other image in it, alike for no twins."""
     several = np.random.default_rng(1).integers(0, 5, (2000, 30, 30)).astype(np.uint8)
-    given = score(several, [PROMPTS[0]] * 2000, form="random")
+    prompts = [PROMPTS[i // 8 % len(PROMPTS)] for i in range(2000)]
+    given = score(several, prompts, form="random")
     assert kstest(given, "uniform").pvalue > 1e-3
-    assert np.array_equal(given, score(several, [PROMPTS[-1]] * 2000, form="random"))
+    group = np.concatenate([several[:7], several[:1]])
+    first = score(group, PROMPTS[:1] * 8, form="random")
+    assert np.array_equal(first, score(group, PROMPTS[1:2] * 8, form="random"))
+    assert first[0] != first[7]
+    group[5] = several[9]
+    assert score(group, PROMPTS[:1] * 8, form="random")[0] != first[0]
 
 
 @pytest.mark.parametrize("config", [ShapesVerifierConfig(), ShapesJudgeConfig()])
