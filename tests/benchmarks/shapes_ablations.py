@@ -26,14 +26,13 @@ MAIN = ("", "_ar", "_p1_plain", "_p2", "_kl")
 """Every base and every seed."""
 MORE = (
     "_no_filter", "_filter", "_first_steps", "_last_steps", "_random_steps", "_stratified_steps",
-    "_fewer_steps", "_all_steps", "_random_reward", "_shuffled_reward", "_long",
-    "_long_shuffled_reward",
+    "_fewer_steps", "_all_steps", "_random_reward", "_shuffled_reward",
 )  # fmt: skip
 """Every base, the first seed."""
 BASES = ("base-0", "base-1", "base-4")
 SEEDS = (1, 2, 3)
 RATES = (2.5e-5, 5e-5, 1e-4)
-AS_PARENT = ("_all_steps", "_random_reward", "_shuffled_reward", "_long", "_long_shuffled_reward")
+AS_PARENT = ("_all_steps", "_random_reward", "_shuffled_reward")
 """Too long, or nothing to choose by: they take the rate of mask_grpo."""
 CHOOSING_SEED = 100
 CATEGORIES = ("single", "two", "counting", "colours", "position", "attribution")
