@@ -100,7 +100,12 @@ def sheet(
         pen.line((x, top - 8, x + width - 1, top - 8), RULE)
         for row, cell in enumerate(cell_rows):
             for place, tile in enumerate(cell):
-                page.paste(tile, (x + place * (wide + GAP), top + row * step))
+                at = (x + place * (wide + GAP), top + row * step)
+                page.paste(tile, at)
+                # A frame, since samples may be as white as the page.
+                pen.rectangle(
+                    (at[0] - 1, at[1] - 1, at[0] + tile.width, at[1] + tile.height), outline=RULE
+                )
         x += width + SPACE
     return page
 
