@@ -421,17 +421,24 @@ def test_reading_verbs_cost_half_a_second_and_load_no_torch(arguments: list[str]
         "import sys; from genrl_core.cli import main; code = main(sys.argv[1:]);"
         "sys.exit(99 if 'torch' in sys.modules else code)"
     )
-    seconds = []
+    bare, seconds = [], []
     for _ in range(3):
-        before = os.times()
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, check=False
-        )
-        after = os.times()
-        assert done.returncode == 0
-        used = after.children_user + after.children_system
-        seconds.append(used - before.children_user - before.children_system)
-    assert min(seconds) <= 0.5, seconds
+        bare.append(processor_seconds("import typer.main, pydantic, yaml, pluggy"))
+        seconds.append(processor_seconds(code, *arguments))
+    # Half a second, or as much of the libraries' own time where the machine is slower or shared.
+    assert min(seconds) <= max(0.5, 4 * min(bare)), (seconds, bare)
+
+
+def processor_seconds(code: str, *arguments: str) -> float:
+    """What a Python process costs that runs ``code``, which must exit with 0."""
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, check=False
+    )
+    after = os.times()
+    assert done.returncode == 0
+    used = after.children_user + after.children_system
+    return used - before.children_user - before.children_system
 
 
 def test_mistakes_through_the_real_command(folder: Path) -> None:
