@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,14 +21,6 @@ RECIPES = sorted((ROOT / "recipes" / "digits").glob("mask_grpo*.yaml"))
 NAMES = [path.stem for path in RECIPES]
 TABLE = json.loads((ROOT / "tests" / "benchmarks" / "digits_ablations.json").read_text())
 SEED = 10
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def genrl(*arguments: str, expect: int = 0) -> str:

@@ -3,10 +3,8 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
@@ -23,13 +21,6 @@ SEED = 10
 def drift_limit(label: str) -> float:
     """1e-5; twice that where sampling has a cache and the update has none, and float32 shows it."""
     return 2e-5 if label.startswith("autoregressive") else 1e-5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("paradigm", ["masked", "diffusion", "autoregressive"])

@@ -22,14 +22,6 @@ TABLE: dict[str, Any] = json.loads(bench.RESULTS.read_text())
 ROWS, CHOSEN = TABLE["rows"], TABLE["chosen"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def strict(recipe: str, base: str, how: str = "") -> float:
     """The mean over the seeds that were run."""
     rate = CHOSEN.get(recipe, 0.0)
