@@ -39,7 +39,7 @@ CATEGORIES = ("single", "two", "counting", "colours", "position", "attribution")
 LONGER = "shapes/longer_base"
 SHORT = 12
 """Iterations of the runs that CI repeats."""
-SHORT_RUNS = ("", "_random_reward")
+SHORT_RUNS = ("", "_shuffled_reward", "_random_reward")
 PROMPTS = HERE.parents[1] / "recipes" / "shapes" / "prompts"
 RESULTS = HERE / "shapes_ablations.json"
 
