@@ -1,6 +1,6 @@
 """Refusing impossible combinations, on configs alone, with the reason and the way out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
@@ -11,7 +11,7 @@ from genrl_core.config import Component, ObjectiveConfig, PolicyConfig, RewardCo
 from genrl_core.errors import RecipeError, RewardError
 from genrl_core.media import Prompt
 from genrl_core.problems import Problem, Route, dotted, raise_if
-from genrl_core.prompts import read_prompts
+from genrl_core.prompts import load_prompts
 from genrl_core.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -437,7 +437,7 @@ class _Judge:
             if not configs or path is None or not Path(path).is_file():
                 continue
             try:
-                prompts = [Prompt(**row) for row in read_prompts(path)]
+                prompts = load_prompts(path)
             except RecipeError:
                 continue  # whoever reads the file says so
             for said in dict.fromkeys(_misfits(prompts, config) for config in configs):
@@ -445,7 +445,7 @@ class _Judge:
                     self.report(("prompts", key), f"{path}: {said}")
 
 
-def _misfits(prompts: list[Prompt], config: RewardConfig) -> str:
+def _misfits(prompts: Sequence[Prompt], config: RewardConfig) -> str:
     """How many prompts a reward cannot judge, and why the first one; empty where it can."""
     found = []
     for prompt in prompts:

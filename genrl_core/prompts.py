@@ -7,13 +7,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genrl_core.errors import RecipeError
+from genrl_core.media import Prompt
 from genrl_core.problems import Place, Problem, raise_if, shown
-
-if TYPE_CHECKING:
-    from genrl_core.records import Prompt
 
 _Row = tuple[int, dict[str, Any]]
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
@@ -56,10 +54,8 @@ def read_prompts(path: Path | str) -> list[dict[str, Any]]:
     return prompts
 
 
-def load_prompts(path: Path | str) -> "tuple[Prompt, ...]":
+def load_prompts(path: Path | str) -> tuple[Prompt, ...]:
     """The prompts of a file as records; raises like ``read_prompts``."""
-    from genrl_core.records import Prompt
-
     return tuple(Prompt(**fields) for fields in read_prompts(path))
 
 
