@@ -56,7 +56,8 @@ class Detector:
         size = images[0].height, images[0].width
         inner = resized_to(size, self._resolution)
         pixels = padded(images, inner)
-        said = self.network(pixel_values=pixels.to(self.network.device))
+        with torch.random.fork_rng(devices=[]):  # transformers 5.20 draws for its layer drop
+            said = self.network(pixel_values=pixels.to(self.network.device))
         pairs = zip(said.class_queries_logits, said.masks_queries_logits, strict=True)
         outer = pixels.shape[-2], pixels.shape[-1]
         return [detections(c, m, outer, inner, size) for c, m in pairs]
