@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         RecipeError,
         RewardError,
     )
+    from genrl_core.forwards import forward_arguments
     from genrl_core.hookspecs import Register, hookimpl
     from genrl_core.hub import ModelFiles
     from genrl_core.media import Media, Prompt
@@ -60,6 +61,7 @@ _HOMES = {
     "ValueHeadConfig": "config",
     "GenRLError": "errors", "RecipeError": "errors", "PluginError": "errors",
     "RewardError": "errors", "CheckpointError": "errors",
+    "forward_arguments": "forwards",
     "hookimpl": "hookspecs", "Register": "hookspecs",
     "ModelFiles": "hub",
     "Registry": "plugins",
@@ -86,8 +88,8 @@ __all__ = [
     "Registry", "Replay", "Reward", "RewardConfig", "RewardError", "Sampler", "SamplerConfig",
     "Schema", "Scored", "Streams", "Tensors", "Terms", "Trajectory", "Transition",
     "ValueHeadConfig", "View",
-    "__version__", "attend", "attention_backend", "fit_tensors", "hookimpl", "lazy_names",
-    "load_recipe", "read_tensors", "take", "train",
+    "__version__", "attend", "attention_backend", "fit_tensors", "forward_arguments", "hookimpl",
+    "lazy_names", "load_recipe", "read_tensors", "take", "train",
     "transformers_attention",
 ]  # fmt: skip
 

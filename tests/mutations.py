@@ -56,6 +56,7 @@ DIFFUSION = "tests/plugins/diffusion/"
 LAYOUT = "tests/plugins/showo/test_layout.py::"
 NETWORK = "tests/plugins/showo/test_network.py::"
 SHOWO = "tests/plugins/showo/test_policy.py::"
+READING = "tests/plugins/autoregressive/test_reading.py::"
 MAGVIT = "tests/plugins/showo/test_magvit.py::"
 MAGVIT_WEIGHTS = "tests/plugins/showo/test_magvit_weights.py::"
 AMUSED = "tests/plugins/amused/test_policy.py::"
@@ -811,6 +812,14 @@ MUTATIONS = (
         NETWORK + "test_equals_the_formulas_written_out",
     ),
     Mutation(
+        "cache_by_its_old_name",
+        "a layer is handed its cache under the name of one version alone",
+        "plugins/genrl_showo/network.py",
+        'return forward_arguments(forward, ("cache",))["cache"]',
+        'return forward and "past_key_values"',
+        NETWORK + "test_layers_of_every_version_are_handed_the_prompt",
+    ),
+    Mutation(
         "mask_among_the_codes",
         "the mask is one of the codes that can be drawn",
         "plugins/genrl_showo/network.py",
@@ -881,6 +890,24 @@ MUTATIONS = (
         'action["released"] | (state["masked"] & last)',
         'action["released"]',
         SAMPLER + "test_keep_one_credits_one_token_less_for_the_same_samples",
+    ),
+    # Networks of transformers that are read token by token.
+    Mutation(
+        "any_reading_is_believed",
+        "F1: a network that does not use the cache it is handed is taken",
+        "plugins/genrl_autoregressive/transformers_policy.py",
+        "if not gap <= (2e-2 if half else 1e-3):",
+        "if not gap <= float('inf'):",
+        READING + "test_a_network_that_ignores_its_cache_is_refused",
+    ),
+    Mutation(
+        "arguments_by_signature",
+        "F1: a policy asks a forward itself what it takes",
+        "plugins/genrl_autoregressive/transformers_policy.py",
+        "self.lora_targets = linear_modules(network)",
+        "import inspect\n\n        inspect.signature(network.forward)\n"
+        "        self.lora_targets = linear_modules(network)",
+        "tests/core/test_forwards.py::test_no_arguments_are_filtered_by_signature_elsewhere",
     ),
     # MAGVIT-v2.
     Mutation(

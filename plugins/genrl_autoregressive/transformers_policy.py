@@ -1,13 +1,12 @@
 """Policies whose network is a causal language model of transformers."""
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from genrl_autoregressive.policy import AutoregressivePolicy
-from genrl_core import GenRLError, PolicyConfig, Tensors
+from genrl_core import GenRLError, PolicyConfig, RecipeError, Tensors, forward_arguments
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -20,6 +19,9 @@ class TransformersPolicy(AutoregressivePolicy):
     Positions are given explicitly, as the number of real tokens before each, so that padding on the
     left changes nothing even where positions are learned. A subclass gives ``encode`` and
     ``decode``.
+
+    Raises:
+        RecipeError: the network reads a batch token by token otherwise than one row at once.
     """
 
     def __init__(
@@ -27,10 +29,15 @@ class TransformersPolicy(AutoregressivePolicy):
         end_tokens: tuple[int, ...] = (), num_tokens: int | None = None,
     ):  # fmt: skip
         super().__init__(config, network, num_symbols, end_tokens, num_tokens)
-        self._accepted = inspect.signature(network.forward).parameters.keys()
+        self._names = forward_arguments(
+            network.forward, needed=("input_ids", "cache"),
+            # Positions may follow from the mask, and use_cache stands in the config too.
+            optional=("attention_mask", "position_ids", "use_cache", "logits_to_keep"),
+        )  # fmt: skip
         settings = getattr(network, "config", None)
         self.max_positions: int | None = getattr(settings, "max_position_embeddings", None)
         self.lora_targets = linear_modules(network)
+        self._refuse_what_reads_otherwise()
         if self.predicts_value:
             add_value_head(network)
 
@@ -70,13 +77,56 @@ class TransformersPolicy(AutoregressivePolicy):
             "input_ids": ids,
             "attention_mask": mask.long(),
             "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
-            "past_key_values": past,
+            "cache": past,
             "use_cache": cache,
             "logits_to_keep": keep,
         }
-        found = self.network(**{name: given[name] for name in given if name in self._accepted})
+        found = self.network(**{own: given[name] for name, own in self._names.items()})
         logits = found.logits[:, -keep:, : self.num_symbols]
-        return _precise(logits), found, found.past_key_values if cache else None
+        return _precise(logits), found, found[self._names["cache"]] if cache else None
+
+    @torch.no_grad()
+    def _refuse_what_reads_otherwise(self) -> None:
+        """Compare the calls of rollout and update with a plain one of each row alone.
+
+        A forward that takes a cache, a mask or positions need not use them; its numbers tell.
+        """
+        was, _ = self.network.training, self.network.train(mode=False)
+        gaps = self._gaps()
+        self.network.train(mode=was)
+        half = next(self.network.parameters()).dtype.itemsize < 4
+        for what, gap in gaps.items():
+            if not gap <= (2e-2 if half else 1e-3):  # rounding alone gives 1e-6 in float32
+                raise RecipeError(
+                    f"policy.weights: {type(self.network).__name__} reads {what}: its logits are "
+                    f"wrong by {gap:.2g} of their size, and so would be every density. Choose "
+                    "another model; if this one is known to work here, install the version of "
+                    "transformers that GenRL was tested with (constraints.txt)"
+                )
+
+    def _gaps(self) -> dict[str, float]:
+        """How far two rows of five and three tokens are read wrongly, in units of the logits."""
+        embedding: Any = self.network.get_input_embeddings()  # type: ignore[operator]
+        width = min(5, self.max_positions or 5)
+        ids = (7 * torch.arange(2 * width, device=embedding.weight.device) + 1).view(2, width)
+        ids, mask = ids % len(embedding.weight), torch.ones_like(ids, dtype=torch.bool)
+        mask[1, : width - 3] = False
+        alone = torch.cat([
+            self.network(input_ids=row[kept].unsqueeze(0)).logits[:, -2:, : self.num_symbols]
+            for row, kept in zip(ids, mask, strict=True)
+        ])  # fmt: skip
+        prompt, token = ids[:, :-1], ids[:, -1:]
+        batch, _, _ = self._read(prompt, token, mask, None, cache=False)
+        first, _, past = self._read(prompt, token[:, :0], mask[:, :-1], None, cache=True)
+        then, _, _ = self._read(None, token, mask, past, cache=True)
+        size = alone.abs().max().clamp(min=torch.finfo(alone.dtype).tiny)
+        return {
+            what: float((found - alone).abs().max() / size)
+            for what, found in {
+                "a padded batch otherwise than each of its rows alone": batch,
+                "a token otherwise behind the cache that it is handed": torch.cat([first, then], 1),
+            }.items()
+        }
 
 
 def _precise(found: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ the whole sequence, for any canvas, since no text attends to the image.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from genrl_core import RecipeError, attend
+from genrl_core import RecipeError, attend, forward_arguments
 from genrl_masked import at_positions
 from genrl_showo.layout import Vocabulary, image_attention, image_ids, prefix_attention
 
@@ -167,10 +167,7 @@ def _read_layer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A layer over the text: what goes on, and its keys and values."""
     written = _Written()
-    hidden = layer(
-        hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=written,
-        is_causal=mask is None,
-    )  # fmt: skip
+    hidden = _run_layer(layer, hidden, mask, rotary, written, is_causal=mask is None)
     return hidden, written.keys, written.values
 
 
@@ -180,11 +177,7 @@ def _draw_layer(
 ) -> Tensor:  # fmt: skip
     """A layer over the image, behind the keys and values of each row's text."""
     before = _Before(keys[rows], values[rows])
-    found: Tensor = layer(
-        hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=before,
-        is_causal=False,
-    )  # fmt: skip
-    return found
+    return _run_layer(layer, hidden, mask, rotary, before)
 
 
 def _draw_last(
@@ -195,11 +188,24 @@ def _draw_last(
     own_keys, own_values = _keys_and_values(layer, hidden, rotary)
     seen = _Instead(torch.cat([keys[rows], own_keys], 2), torch.cat([values[rows], own_values], 2))
     cosines, sines = (table[0][chosen] for table in rotary)
+    return _run_layer(layer, at_positions(hidden, chosen), mask, (cosines, sines), seen)
+
+
+def _run_layer(
+    layer: nn.Module, hidden: Tensor, mask: Tensor | None, rotary: tuple[Tensor, Tensor],
+    seen: Any, *, is_causal: bool = False,
+) -> Tensor:  # fmt: skip
+    """A layer with ``seen`` in the place of its cache."""
     found: Tensor = layer(
-        at_positions(hidden, chosen), attention_mask=mask, position_embeddings=(cosines, sines),
-        past_key_values=seen, is_causal=False,
+        hidden, attention_mask=mask, position_embeddings=rotary, is_causal=is_causal,
+        **{_name_of_cache(type(layer).forward): seen},
     )  # fmt: skip
     return found
+
+
+@cache
+def _name_of_cache(forward: Callable[..., Any]) -> str:
+    return forward_arguments(forward, ("cache",))["cache"]
 
 
 def _keys_and_values(
@@ -235,7 +241,7 @@ class _Written:
     keys: Tensor
     values: Tensor
 
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.keys, self.values = keys, values
         return keys, values
 
@@ -247,7 +253,7 @@ class _Instead:
         self.keys = keys
         self.values = values
 
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         return self.keys, self.values
 
 
@@ -258,5 +264,5 @@ class _Before:
         self.keys = keys
         self.values = values
 
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         return torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)

@@ -1,8 +1,11 @@
 """The network against plain arithmetic, against transformers, and against itself in parts."""
 
+from inspect import Parameter, Signature, signature
+
 import pytest
 import torch
 from torch.nn import functional
+from transformers.models.phi.modeling_phi import PhiDecoderLayer
 
 from genrl_showo import ShowoConfig
 from genrl_showo.layout import Vocabulary, image_ids, prompt_ids
@@ -92,6 +95,35 @@ def test_prefix_and_head_slice_equal_one_pass_of_transformers_with_the_whole_hea
     plain = network.showo(ids, attention_mask=allowed[:, None], position_ids=positions).logits
     torch.testing.assert_close(found, image_part(plain), rtol=0, atol=1e-5)
     assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_layers_of_every_version_are_handed_the_prompt(monkeypatch, name):
+    """transformers renamed what a layer takes, and hands its cache more than it did."""
+    plain = PhiDecoderLayer.forward
+    installed = "cache" if "cache" in signature(plain).parameters else "past_key_values"
+
+    class Watched:
+        def __init__(self, seen):
+            self.seen = seen
+
+        def update(self, keys, values, layer, **_):
+            return self.seen.update(keys, values, layer, kwargs={"position_ids": None})
+
+    def forward(self, hidden_states, **given):
+        assert given.get(name) is not None, f"the layer takes {name} and is handed {list(given)}"
+        seen = Watched(given.pop(name))
+        return plain(self, hidden_states, **given, **{installed: seen})
+
+    forward.__signature__ = Signature(
+        [Parameter(one, Parameter.POSITIONAL_OR_KEYWORD) for one in ("self", "hidden_states", name)]
+    )
+    monkeypatch.setattr(PhiDecoderLayer, "forward", forward)
+    network = tiny_network().double()
+    prompt, rows, canvas = prompts_and_canvas()
+    found, _ = network(canvas, prompt, rows)
+    expected = image_part(by_hand(network, *whole_sequence(prompt, rows, canvas)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_prompts_of_one_length_need_no_mask_and_stay_causal(monkeypatch):
