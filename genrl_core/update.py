@@ -126,7 +126,7 @@ class Learner:
             )  # fmt: skip
             total += outcome.loss
             if outcome.drift is not None:
-                drift = max(drift or 0.0, outcome.drift)
+                drift = _largest([drift or 0.0, outcome.drift])
                 self._check_drift(side.view, outcome.drift)
             problem = problem or _first_problem(ready.batch, outcome)
             _add_metrics(found, outcome)
@@ -196,13 +196,18 @@ def _add_metrics(found: dict[str, float], outcome: gradient.Outcome) -> None:
         found["entropy"] = float(batch.entropy[trained].mean())
 
 
+def _largest(values: Sequence[float]) -> float:
+    """The largest; NaN wins, which ``max`` loses where another number comes first."""
+    return max(values, key=lambda value: (math.isnan(value), value))
+
+
 def _average(history: Sequence[dict[str, float]]) -> dict[str, float]:
     """Means over the optimizer steps; maxima of what is a maximum."""
     found: dict[str, float] = {}
     for name in dict.fromkeys(name for step in history for name in step):
         values = [step[name] for step in history if name in step]
         if name.endswith("_max") or name == "drift":
-            found[name] = max(values)
+            found[name] = _largest(values)
         else:
             found[name] = sum(values) / len(values)
     return found

@@ -539,6 +539,14 @@ MUTATIONS = (
         "assert parameter.grad is not None",
         TRAINER + "test_two_processes_equal_one",
     ),
+    Mutation(
+        "drift_that_loses_nan",
+        "F13: the largest of several numbers is the first where the others are no numbers",
+        "genrl_core/update.py",
+        "return max(values, key=lambda value: (math.isnan(value), value))",
+        "return max(values)",
+        "tests/core/test_learner_faults.py::test_scores_that_are_no_numbers_are_no_drift_of_zero",
+    ),
     # From samples to advantages.
     Mutation(
         "failed_reward_is_zero",

@@ -1,5 +1,6 @@
 """Faults of a learner that leave every number plausible: each test names one and would see it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,23 @@ def test_no_gradient_is_left_over_for_the_next_step() -> None:
     (parameter,) = learner._policy.network.parameters()
     parameter.grad = torch.ones_like(parameter)  # of an injected policy that was trained before
     torch.testing.assert_close(moved(learner, rollout, table), first, rtol=0, atol=0)
+
+
+def test_scores_that_are_no_numbers_are_no_drift_of_zero() -> None:
+    learner, rollout, table = setting()
+    table.fill_(math.nan)
+    metrics, problem = learner.learn(rollout, 0, 0)
+    assert math.isnan(metrics["drift"])
+    assert problem is not None and "log-density" in problem
+
+
+def test_the_largest_of_an_iteration_is_no_number_where_one_step_has_none() -> None:
+    """The first step ends in weights that are no numbers, and so are the ratios after it."""
+    learner, rollout, table = setting(num_minibatches=3)
+    learner._optimizer.register_step_post_hook(lambda *_: table.fill_(math.nan))
+    metrics, problem = learner.learn(rollout, 0, 0)
+    assert problem is not None and metrics["drift"] < 1e-12
+    assert math.isnan(metrics["ratio_max"])
 
 
 def test_gradients_are_clipped_to_their_norm() -> None:
