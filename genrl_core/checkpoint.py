@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genrl_core.errors import CheckpointError
-from genrl_core.files import sync, write_atomically
+from genrl_core.files import sync, with_umask, write_atomically
 from genrl_core.manifest import FILE, NAME, seal, verify
 
 _STEP = re.compile(r"step_[0-9]+")
@@ -235,7 +235,8 @@ def _write(
     for group, named in tensors.items():
         if not FILE.fullmatch(f"{group}.safetensors"):
             raise ValueError(f"{group!r} is no name of a group of tensors")
-        save_file(_plain(named), temporary / f"{group}.safetensors")
+        with with_umask(file := temporary / f"{group}.safetensors"):
+            save_file(_plain(named), file)
     (temporary / "state.json").write_text(text, encoding="utf-8")
     seal(temporary, iteration)
 

@@ -6,8 +6,8 @@ import math
 import os
 import unicodedata
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,18 @@ def write_atomically(path: Path, text: str) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def with_umask(path: Path) -> Iterator[None]:
+    """Let a writer that chooses a mode of its own (safetensors: 0600) leave that of the umask.
+
+    A shared folder is for a group to read, and who may is the umask's affair.
+    """
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    yield
+    path.chmod(mode)
 
 
 def sync(path: Path) -> None:

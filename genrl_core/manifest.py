@@ -21,7 +21,7 @@ def seal(folder: Path, iteration: int) -> None:
     files = {}
     for file in sorted(folder.iterdir()):
         sync(file)
-        files[file.name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+        files[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
     manifest = {"format": FORMAT, "iteration": iteration, "files": files}
     write_atomically(folder / NAME, json.dumps(manifest, indent=1) + "\n")
 
@@ -66,11 +66,12 @@ def _file_problem(path: Path, name: str, size: int, digest: str) -> str | None:
     try:
         if file.stat().st_size != size:
             return f"{name} is truncated or replaced ({file.stat().st_size} bytes, not {size})"
-        return None if _sha256(file) == digest else f"{name} is damaged (sha256 differs)"
+        return None if sha256(file) == digest else f"{name} is damaged (sha256 differs)"
     except OSError as error:
         return f"{name} is unreadable ({error})"
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """The hash of a file's contents, in hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -37,12 +37,13 @@ def read_prompts(path: Path | str) -> list[dict[str, Any]]:
     rows = list(_rows(path, _decode(path), problems))
     prompts: list[dict[str, Any]] = []
     lines: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for line, row in rows:
         prompt = _normalise(row, line, path, problems)
         if prompt is None:
             continue
         if prompt["id"] is None:
-            prompt["id"] = _hash(prompt["text"], lines)
+            prompt["id"] = _hash(prompt["text"], lines, numbers)
         elif prompt["id"] in lines:
             message = f"the id {prompt['id']!r} stands in line {lines[prompt['id']]} too"
             problems.append(Problem(f"{path}:{line}", "", message))
@@ -144,12 +145,13 @@ def _normalise(
     return {"id": name, "text": text.strip(), "negative": negative, "columns": row}
 
 
-def _hash(text: str, taken: dict[str, int]) -> str:
+def _hash(text: str, taken: dict[str, int], numbers: dict[str, int]) -> str:
+    """A name that is not ``taken``; ``numbers`` holds the last number of every digest."""
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    name, number = digest, 1
-    while name in taken:
+    number = numbers.get(digest, 0) + 1
+    while (name := digest if number == 1 else f"{digest}-{number}") in taken:
         number += 1
-        name = f"{digest}-{number}"
+    numbers[digest] = number
     return name
 
 

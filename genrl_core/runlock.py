@@ -35,7 +35,7 @@ class RunLock:
         """
         self._path = folder / NAME
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        self._file: IO[str] = os.fdopen(os.open(self._path, flags, 0o644), "r+", encoding="utf-8")
+        self._file: IO[str] = os.fdopen(os.open(self._path, flags, 0o666), "r+", encoding="utf-8")
         try:
             self.stale = self._take(folder)
         except BaseException:
