@@ -67,7 +67,7 @@ class PromptStatistics:
         """Continue from ``state_dict``."""
         self._history = {}
         for prompt, values in state["history"].items():
-            self._last(prompt).extend(values)
+            self._last(prompt).extend(map(float, values))
 
 
 def _moments(rewards: Tensor) -> tuple[float, float]:

@@ -95,7 +95,7 @@ def _hash_file(path: Path) -> Path:
 
 
 def _damage(path: Path) -> str | None:
-    """Why a cached base cannot be used, as half a sentence; empty if absent, None if it is whole."""
+    """Why a cached base cannot be used, as half a sentence; empty if absent, None if whole."""
     if not path.is_file():
         return ""
     try:

@@ -13,12 +13,12 @@ import math
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,6 +26,12 @@ from torch import Tensor
 from genrl_core.errors import CheckpointError
 from genrl_core.files import sync, with_umask, write_atomically
 from genrl_core.manifest import FILE, NAME, seal, verify
+from genrl_core.moments import load_optimizer, optimizer_state, optimizer_tensors
+
+__all__ = [
+    "Snapshot", "latest", "load", "load_optimizer", "optimizer_state", "optimizer_tensors", "save",
+    "snapshots", "understood",
+]  # fmt: skip
 
 _STEP = re.compile(r"step_[0-9]+")
 
@@ -133,72 +139,37 @@ def latest(folder: Path) -> tuple[Path | None, list[str]]:
     return None, messages + _pointer_problem(root)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's state as tensors (not copied) and JSON, for ``load_optimizer``.
+def snapshots(folder: Path, skipped: list[str]) -> Iterator[Snapshot]:
+    """The valid checkpoints of a run folder, newest first, read one at a time.
 
-    Tensors are named ``<parameter>.<name>`` and, where a setting of a group is a tensor,
-    ``group<number>.<name>``.
+    Args:
+        folder: the run folder.
+        skipped: why others were passed over is added here.
     """
-    packed = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for index, entry in packed["state"].items():
-        for name, value in entry.items():
-            (tensors if isinstance(value, Tensor) else scalars)[f"{index}.{name}"] = value
-    groups = []
-    for number, group in enumerate(packed["param_groups"]):
-        held = {name: value for name, value in group.items() if isinstance(value, Tensor)}
-        tensors |= {f"group{number}.{name}": value for name, value in held.items()}
-        groups.append({name: value for name, value in group.items() if name not in held})
-    kind, shapes = type(optimizer).__name__, _shapes(optimizer)
-    return tensors, {"class": kind, "shapes": shapes, "scalars": scalars, "groups": groups}
+    root = folder / "checkpoints"
+    for path in reversed(_steps(root)):
+        try:
+            snapshot = load(path)
+            if snapshot.iteration != _number(path):
+                raise CheckpointError(f"{path}: it says that it is of {snapshot.iteration}")
+        except CheckpointError as error:
+            skipped.append(f"passed over: {error}")
+            continue
+        yield snapshot
+    skipped += _pointer_problem(root)
 
 
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], json_state: Mapping[str, Any]
-) -> None:
-    """Put back what ``optimizer_tensors`` gave, bit for bit.
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Whatever breaks on contents that no save wrote is said in one way.
 
     Raises:
-        CheckpointError: it belongs to another optimizer or to other parameters.
+        CheckpointError: with the folder and what broke.
     """
-    if json_state["class"] != type(optimizer).__name__:
-        raise CheckpointError(
-            f"the checkpoint's optimizer is {json_state['class']}, "
-            f"the recipe's is {type(optimizer).__name__}"
-        )
-    if json_state["shapes"] != _shapes(optimizer):
-        raise CheckpointError(
-            "the checkpoint's optimizer trains parameters of other shapes or in another order "
-            f"({_first_difference(json_state['shapes'], _shapes(optimizer))})"
-        )
-    groups = [
-        # JSON knows no tuples; torch compares betas and the like as they were given.
-        {
-            name: tuple(value) if isinstance(live.get(name), tuple) else value
-            for name, value in saved.items()
-        }
-        for saved, live in zip(json_state["groups"], optimizer.param_groups, strict=True)
-    ]
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **json_state["scalars"]}.items():
-        owner, _, name = key.partition(".")
-        numbered = owner.removeprefix("group")
-        entry = state.setdefault(int(owner), {}) if numbered == owner else groups[int(numbered)]
-        # Cloned, since the optimizer would otherwise write into the snapshot.
-        entry[name] = value.clone() if isinstance(value, Tensor) else value
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
-    return [[list(p.shape) for p in group["params"]] for group in optimizer.param_groups]
-
-
-def _first_difference(saved: list[list[Any]], live: list[list[Any]]) -> str:
-    if [len(group) for group in saved] != [len(group) for group in live]:
-        return f"groups of {[len(g) for g in saved]} parameters, here {[len(g) for g in live]}"
-    pairs = ((a, b) for x, y in zip(saved, live, strict=True) for a, b in zip(x, y, strict=True))
-    return next(f"shape {a}, here {b}" for a, b in pairs if a != b)
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: it holds what no GenRL wrote ({error!r})") from error
 
 
 def _state_text(iteration: int, state: Mapping[str, Any]) -> str:

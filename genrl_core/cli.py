@@ -10,7 +10,7 @@ import typer
 
 from genrl_core import __version__, display
 from genrl_core.errors import GenRLError, PluginError, RecipeError
-from genrl_core.launch import launch, worker_code
+from genrl_core.launch import launch, launched, worker_code
 from genrl_core.matrix import cells
 from genrl_core.negotiate import find_problems, resolve_views
 from genrl_core.plugins import Command, Kind, Registry
@@ -99,6 +99,7 @@ def show(
             rest = f" `genrl ls` lists all of them{registry.excuse()}"
             raise RecipeError(f"there is no recipe and no component `{name}`{hint}{rest}")
         recipe = load_recipe(name, overrides or (), registry)
+        _say_removed(recipe)
         if json:
             display.say_json({"name": recipe.name, "resolved": recipe.resolved})
         else:
@@ -183,6 +184,7 @@ def _examine(
         recipe = load_recipe(source, overrides, registry)
     except GenRLError as error:
         return None, _problems(error)
+    _say_removed(recipe)
     problems = find_problems(recipe)
     for key in ("file", "evaluate"):
         path = getattr(recipe.prompts, key)
@@ -192,6 +194,12 @@ def _examine(
             except RecipeError as error:
                 problems += _problems(error)
     return recipe, problems
+
+
+def _say_removed(recipe: Recipe) -> None:
+    """What overrides took away, on stderr; the processes of a launcher leave it to that."""
+    for line in () if launched() else recipe.removed:
+        display.say(line, error=True)
 
 
 def _checked(source: str, overrides: Sequence[str], registry: Registry) -> Recipe:

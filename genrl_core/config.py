@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from genrl_core.sampler import Sampler
 
 NONE: frozenset[Capability] = frozenset()
+NEUTRAL: dict[str, Any] = {"changes_results": False}
+"""For ``json_schema_extra``: the field cannot change what is trained, beyond rounding.
+
+It may have another value when a run is resumed. Plugins write the mapping itself.
+"""
 
 
 class Schema(BaseModel):
@@ -320,7 +325,9 @@ class PromptsConfig(Schema):
     """Where prompts come from: text (one per line), JSON lines or CSV with a column `text`."""
 
     file: str | None = Field(None, description="prompts to train on; relative to the recipe")
-    evaluate: str | None = Field(None, description="held-out prompts to evaluate on")
+    evaluate: str | None = Field(
+        None, description="held-out prompts to evaluate on", json_schema_extra=NEUTRAL
+    )
 
 
 class StepsConfig(Schema):
@@ -370,12 +377,16 @@ class TrainConfig(Schema):
         512,
         description="rows (call, sample) in one training forward: the memory of an update; where "
         "the reward is differentiated, samples with the graph of all their steps that have one",
+        json_schema_extra=NEUTRAL,
     )
-    samples_per_forward: Count = Field(512, description="samples drawn together in a rollout")
+    samples_per_forward: Count = Field(
+        512, description="samples drawn together in a rollout", json_schema_extra=NEUTRAL
+    )
     drift_tolerance: Positive = Field(
         1e-3,
         description="largest allowed |log-density now - as recorded| under equal weights, nats; "
         "of a differentiated reward, in its own units",
+        json_schema_extra=NEUTRAL,
     )
 
 
@@ -383,16 +394,28 @@ class EvaluateConfig(Schema):
     """What is measured on the held-out prompts, always with the same random streams."""
 
     every: Annotated[int, Field(ge=0)] = Field(
-        0, description="iterations between evaluations; 0 for before and after alone"
+        0,
+        description="iterations between evaluations; 0 for before and after alone",
+        json_schema_extra=NEUTRAL,
     )
-    num_generations: Count = Field(1, description="samples per held-out prompt")
-    sampler: dict[str, Any] = Field({}, description="sampler fields that differ in evaluation")
-    metrics: dict[str, Any] = Field({}, description="label -> reward used as a measure alone")
+    num_generations: Count = Field(
+        1, description="samples per held-out prompt", json_schema_extra=NEUTRAL
+    )
+    sampler: dict[str, Any] = Field(
+        {}, description="sampler fields that differ in evaluation", json_schema_extra=NEUTRAL
+    )
+    metrics: dict[str, Any] = Field(
+        {}, description="label -> reward used as a measure alone", json_schema_extra=NEUTRAL
+    )
     base_sweep: dict[str, list[Any]] = Field(
-        {}, description="sampler field -> values at which the untrained policy is measured too"
+        {},
+        description="sampler field -> values at which the untrained policy is measured too",
+        json_schema_extra=NEUTRAL,
     )
     headline: str | None = Field(
-        None, description="the metric by which base_sweep picks its best; the first one if silent"
+        None,
+        description="the metric by which base_sweep picks its best; the first one if silent",
+        json_schema_extra=NEUTRAL,
     )
 
 
@@ -400,20 +423,36 @@ class SaveConfig(Schema):
     """Checkpoints."""
 
     every: Annotated[int, Field(ge=0)] = Field(
-        0, description="iterations between checkpoints; 0 for the last alone"
+        0,
+        description="iterations between checkpoints; 0 for those by time and the last",
+        json_schema_extra=NEUTRAL,
     )
-    keep: Annotated[int, Field(ge=1)] = Field(2, description="how many checkpoints are kept")
+    minutes: NonNegative = Field(
+        10.0,
+        description="minutes after which an iteration is saved as well, counted from the last "
+        "checkpoint by the clock of the first process; 0 for never",
+        json_schema_extra=NEUTRAL,
+    )
+    keep: Annotated[int, Field(ge=1)] = Field(
+        2, description="how many checkpoints are kept", json_schema_extra=NEUTRAL
+    )
 
 
 class RunConfig(Schema):
     """The run itself."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = Field(
-        None, description="name of the run folder; silent: the recipe's name, numbered"
+        None,
+        description="name of the run folder; silent: the recipe's name, numbered",
+        json_schema_extra=NEUTRAL,
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="the seed of every random stream")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs")
-    threads: Count | None = Field(None, description="CPU threads of torch; silent: torch's choice")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the network runs", json_schema_extra=NEUTRAL
+    )
+    threads: Count | None = Field(
+        None, description="CPU threads of torch; silent: torch's choice", json_schema_extra=NEUTRAL
+    )
 
 
 SECTIONS: dict[str, type[Schema]] = {

@@ -47,4 +47,4 @@ class GroupFilter:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict``."""
-        self._history = deque(state["history"], maxlen=self._config.history)
+        self._history = deque(map(float, state["history"]), maxlen=self._config.history)

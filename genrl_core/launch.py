@@ -44,6 +44,11 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         return int(code_file.read_text()) if code_file.is_file() else min(abs(code), 1)
 
 
+def launched() -> bool:
+    """Whether this process is one of several that ``launch`` started."""
+    return _CODE_FILE in os.environ
+
+
 def worker_code(code: int) -> int:
     """The code with which this process ends: under the launcher rank 0 writes it down first.
 

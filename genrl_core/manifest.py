@@ -40,7 +40,7 @@ def verify(path: Path) -> dict[str, Any]:
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: MANIFEST.json is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: MANIFEST.json is unreadable ({error!r})") from None
     if version != FORMAT:
         raise CheckpointError(
@@ -51,10 +51,22 @@ def verify(path: Path) -> dict[str, Any]:
     for name, (size, digest) in expected.items():
         if problem := _file_problem(path, name, size, digest):
             raise CheckpointError(f"{path}: {problem}")
-    content = json.loads((path / "state.json").read_bytes())
-    if content.get("iteration") != iteration or "state" not in content:
-        raise CheckpointError(f"{path}: MANIFEST.json and state.json disagree on the iteration")
+    if problem := _state_problem(path / "state.json", iteration):
+        raise CheckpointError(f"{path}: {problem}")
     return dict(manifest)
+
+
+def _state_problem(file: Path, iteration: Any) -> str | None:
+    try:
+        content = json.loads(file.read_bytes())
+        number, state = content["iteration"], content["state"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"state.json is unreadable ({error!r})"
+    if number != iteration:
+        return "MANIFEST.json and state.json disagree on the iteration"
+    if type(number) is not int or number < 0 or not isinstance(state, dict):
+        return f"state.json is no state after a number of iterations ({number!r})"
+    return None
 
 
 def _file_problem(path: Path, name: str, size: int, digest: str) -> str | None:

@@ -21,6 +21,8 @@ from genrl_core.problems import Place, Problem, Route, dotted, shown
 
 COMPONENTS = ("policy", "sampler")
 LABELLED = ("reward", "objective")
+LABEL_MAPS: tuple[Route, ...] = (*((name,) for name in LABELLED), ("evaluate", "metrics"))
+"""Where a mapping goes from labels to components."""
 
 _MAX_ALIASES, _MAX_DEPTH, _MAX_NODES = 100, 40, 20_000
 _MAX_BYTES = 1 << 20
@@ -237,9 +239,7 @@ def is_component(route: Route) -> bool:
     """Whether a component with a `use` stands at this route."""
     if len(route) == 1:
         return route[0] in COMPONENTS
-    return (len(route) == 2 and route[0] in LABELLED) or (
-        len(route) == 3 and route[:2] == ("evaluate", "metrics")
-    )
+    return route[:-1] in LABEL_MAPS
 
 
 def is_label(route: Route) -> bool:
@@ -296,6 +296,47 @@ def merge(
     sections = {(name,) for name in known}
     out.tree = combine(parent.tree, child.tree, ())
     return out
+
+
+def label_maps_in(route: Route, value: Any) -> list[Route]:
+    """The maps of labels that ``value``, written at ``route``, states as mappings."""
+    below = [labels for labels in LABEL_MAPS if labels[: len(route)] == route]
+    return [labels for labels in below if _mapping_at(value, labels[len(route) :]) is not None]
+
+
+def without_replaced(
+    below: Document, changes: Document, whole: Mapping[Route, Place]
+) -> tuple[Document, tuple[str, ...]]:
+    """What overrides are merged over: without the labels that a ``whole`` map leaves out.
+
+    A label that the map names keeps its other fields.
+
+    Returns:
+        The document, and one sentence for each map that takes labels away.
+    """
+    tree, said = below.tree, []
+    for route, place in whole.items():
+        old, new = _mapping_at(tree, route), _mapping_at(changes.tree, route)
+        if old is None or new is None:
+            continue
+        gone = [label for label in old if new.get(label) is None]
+        if gone:
+            names = ", ".join(dotted((*route, label)) for label in gone)
+            said.append(f"{place}: replaces the labels of {dotted(route)} and removes {names}")
+        tree = _put(tree, route, {label: old[label] for label in old if label in new})
+    return Document(tree, below.places), tuple(said)
+
+
+def _mapping_at(tree: Any, route: Route) -> dict[str, Any] | None:
+    for key in route:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else None
+
+
+def _put(tree: dict[str, Any], route: Route, value: Any) -> dict[str, Any]:
+    """A copy of the tree with another value at a route."""
+    key, rest = str(route[0]), route[1:]
+    return {**tree, key: _put(tree[key], rest, value) if rest else value}
 
 
 def _afresh(old: dict[str, Any], new: dict[str, Any], route: Route) -> bool:

@@ -1,13 +1,11 @@
 """Reading a recipe: a name, a file or a mapping, its parents, overrides, and the resolved form."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from genrl_core import identity
 from genrl_core.config import (
     AdvantageConfig,
     EvaluateConfig,
@@ -25,7 +23,16 @@ from genrl_core.config import (
 from genrl_core.errors import PluginError, RecipeError
 from genrl_core.plugins import Registry
 from genrl_core.problems import Place, Problem, Route, dotted, raise_if, shown
-from genrl_core.reader import Document, display, merge, read_file, read_yaml, to_yaml
+from genrl_core.reader import (
+    Document,
+    display,
+    label_maps_in,
+    merge,
+    read_file,
+    read_yaml,
+    to_yaml,
+    without_replaced,
+)
 from genrl_core.resolve import SECTION_NAMES, Resolver, anchored
 
 RESOLVED_FILE = "recipe.resolved.yaml"
@@ -48,6 +55,7 @@ class Recipe:
         registry: what the names were looked up in.
         places: route -> where it was written, for every given value.
         document: the merged tree before validation, which overrides build on.
+        removed: what overrides of whole maps of labels took away, as sentences.
     """
 
     name: str
@@ -69,6 +77,7 @@ class Recipe:
     registry: Registry = field(repr=False)
     places: Mapping[Route, Place] = field(repr=False)
     document: Document = field(repr=False)
+    removed: tuple[str, ...] = ()
 
     def place(self, *route: str | int) -> str:
         """``file:line`` of a value, or of the nearest thing that holds it."""
@@ -86,7 +95,11 @@ class Recipe:
         Raises:
             RecipeError: the recipe under policy.weights is missing or leads back to this one.
         """
-        return _digest(self, ())
+        return identity.digest(self)
+
+    def essence(self) -> dict[str, Any]:
+        """Dotted key -> value of what must stay when a run is resumed; raises like ``digest``."""
+        return identity.essence(self)
 
     def base_recipe(self) -> "Recipe | None":
         """The recipe that `policy.weights: recipe:NAME` names, or None.
@@ -132,7 +145,8 @@ def load_recipe(
 
     Args:
         source: a registered name (``digits/mask_grpo``), a YAML file, a run folder, or a mapping.
-        overrides: ``a.b=value``, the value under the recipe's scalar rules; they win.
+        overrides: ``a.b=value``, the value under the recipe's scalar rules; they win. A mapping
+            merges, but where labels stand (``reward={x: {}}``) those that it leaves out go.
         registry: where names are looked up; the installed plugins if silent.
 
     Raises:
@@ -149,30 +163,12 @@ def load_recipe(
     return _resolve(name, given, document, overrides, registry, problems)
 
 
-def _digest(recipe: Recipe, seen: tuple[str, ...]) -> str:
-    tree = deepcopy(recipe.resolved)
-    tree["run"].pop("name")
-    tree.pop("save")
-    for key, path in tree["prompts"].items():
-        if path and Path(path).is_file():
-            tree["prompts"][key] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    base = recipe.base_recipe()
-    if base is not None:
-        chain = (*seen, recipe.name)
-        if base.name in chain:
-            loop = " > ".join((*chain, base.name))
-            place = recipe.place("policy", "weights")
-            raise RecipeError(f"{place}: policy.weights: leads back to itself: {loop}")
-        tree["policy"]["weights"] = _digest(base, chain)
-    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _resolve(
     name: str, given: str, document: Document, overrides: Sequence[str], registry: Registry,
     problems: list[Problem],
 ) -> Recipe:  # fmt: skip
-    changes = _from_overrides(overrides, document, problems)
+    changes, whole = _from_overrides(overrides, document, problems)
+    document, removed = without_replaced(document, changes, whole)
     document = merge(document, changes, SECTION_NAMES, problems)
     resolver = Resolver(document, registry, problems)
     resolver.run()
@@ -182,7 +178,7 @@ def _resolve(
         name=name, policy=resolver.policy, sampler=resolver.sampler, reward=resolver.reward,
         objective=resolver.objective, metrics=resolver.metrics, **sections,
         resolved=resolver.resolved, given=given, registry=registry, places=resolver.places,
-        document=document,
+        document=document, removed=removed,
     )  # fmt: skip
 
 
@@ -308,9 +304,15 @@ def _from_mapping(source: Mapping[str, Any], problems: list[Problem]) -> Documen
     return Document(cast(dict[str, Any], convert(source, ())), {(): place})
 
 
-def _from_overrides(overrides: Sequence[str], below: Document, problems: list[Problem]) -> Document:
-    """``a.b=value`` items as one tree, to be merged over ``below``; a later item wins."""
-    document = Document()
+def _from_overrides(
+    overrides: Sequence[str], below: Document, problems: list[Problem]
+) -> tuple[Document, dict[Route, Place]]:
+    """``a.b=value`` items as one tree, to be merged over ``below``; a later item wins.
+
+    Returns:
+        The tree, and the maps of labels that were given as a whole, with where.
+    """
+    document, whole = Document(), dict[Route, Place]()
     for item in overrides:
         key, equals, text = item.partition("=")
         place = Place(f"override `{item}`", folder=Path.cwd())
@@ -339,4 +341,5 @@ def _from_overrides(overrides: Sequence[str], below: Document, problems: list[Pr
             branch = branch[part]
         branch[route[-1]] = value
         document.places[route] = place
-    return document
+        whole |= dict.fromkeys(label_maps_in(route, value), place)
+    return document, whole

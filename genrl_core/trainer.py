@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from genrl_core import build, checkpoint
+from genrl_core.advantage import PromptStatistics
 from genrl_core.collect import Collector
 from genrl_core.config import FollowConfig
 from genrl_core.errors import CheckpointError, GenRLError, RecipeError
 from genrl_core.evaluate import Evaluation, evaluate
 from genrl_core.filters import GroupFilter
+from genrl_core.identity import refusal
 from genrl_core.negotiate import negotiate, resolve_views
 from genrl_core.plan import training_plan
 from genrl_core.policy import Policy
@@ -202,7 +204,7 @@ class Trainer:
             return
         tensors, optimizer = checkpoint.optimizer_tensors(self.optimizer)
         state = {
-            "recipe": self.recipe.digest(),
+            "recipe": self.recipe.essence(),
             "base": self._base_hash,
             "optimizer": optimizer,
             "scheduler_step": self._scheduler.last_epoch,
@@ -214,34 +216,56 @@ class Trainer:
         groups |= {f"slot_{name}": self.slots.state_dict(name) for name in self._followers}
         checkpoint.save(folder, self.iteration, groups, state, self.recipe.save.keep)
 
+    def check(self, snapshot: checkpoint.Snapshot, *, to_learn: bool = True) -> None:
+        """Whether ``restore`` would take a checkpoint; nothing changes.
+
+        Raises:
+            CheckpointError: it belongs to another recipe, network or reference, or it is damaged.
+        """
+        state, tensors, path = snapshot.state, snapshot.tensors, snapshot.path
+        with checkpoint.understood(path):
+            if why := refusal(state["recipe"], self.recipe, snapshot.iteration):
+                raise CheckpointError(
+                    f"{path} was written by another recipe ({why}): resume with the run's own "
+                    "recipe.resolved.yaml, or start a new run with policy.weights set to this "
+                    "folder"
+                )
+            if state["base"] != self._base_hash:
+                raise CheckpointError(
+                    f"the reference weights of {path} cannot be rebuilt: policy.weights gives "
+                    "other weights than when the run began"
+                )
+            try:
+                self.slots.check(tensors["policy"])
+                for name in self._followers:
+                    self.slots.check(tensors[f"slot_{name}"], name)
+            except ValueError as error:
+                raise CheckpointError(f"{path} holds another network: {error}") from error
+            if to_learn:
+                self._check_learning(state, tensors["optimizer"])
+
+    def _check_learning(self, state: Mapping[str, Any], moments: Mapping[str, Tensor]) -> None:
+        checkpoint.optimizer_state(self.optimizer, moments, state["optimizer"])
+        GroupFilter(self.recipe.filter).load_state_dict(state["filter"])
+        PromptStatistics(self.recipe.advantage).load_state_dict(state["statistics"])
+        for name in ("scheduler_step", "skipped"):
+            if type(state[name]) is not int or state[name] < 0:
+                raise CheckpointError(f"{name} is {state[name]!r}, which is no count")
+
     def restore(self, snapshot: checkpoint.Snapshot, *, to_learn: bool = True) -> None:
         """Continue exactly where ``save`` was called; unless ``to_learn``, the weights alone.
 
         Raises:
-            CheckpointError: it belongs to another recipe, network or reference.
+            CheckpointError: as for ``check``; nothing has changed then.
         """
-        state = snapshot.state
-        if state["recipe"] != self.recipe.digest():
-            raise CheckpointError(
-                f"{snapshot.path} was written by another recipe: resume with the run's own "
-                "recipe.resolved.yaml, or start a new run with policy.weights set to this folder"
-            )
-        if state["base"] != self._base_hash:
-            raise CheckpointError(
-                f"the reference weights of {snapshot.path} cannot be rebuilt: policy.weights gives "
-                "other weights than when the run began"
-            )
-        try:
-            self.slots.load_state_dict(dict(snapshot.tensors["policy"]))
-            for name in self._followers:
-                self.slots.load_state_dict(dict(snapshot.tensors[f"slot_{name}"]), name)
-        except ValueError as error:
-            raise CheckpointError(f"{snapshot.path} holds another network: {error}") from error
+        self.check(snapshot, to_learn=to_learn)
+        state, tensors = snapshot.state, snapshot.tensors
+        self.slots.load_state_dict(tensors["policy"])
+        for name in self._followers:
+            self.slots.load_state_dict(tensors[f"slot_{name}"], name)
         if not to_learn:
             return
-        checkpoint.load_optimizer(
-            self.optimizer, snapshot.tensors.get("optimizer", {}), state["optimizer"]
-        )
+        checkpoint.load_optimizer(self.optimizer, tensors["optimizer"], state["optimizer"])
         self._scheduler.last_epoch = state["scheduler_step"]
         self._filter.load_state_dict(state["filter"])
         self._learner.statistics.load_state_dict(state["statistics"])

@@ -117,7 +117,14 @@ class Slots:
         return {n: p.detach() for n, p in self._parameters(name).items()} | buffers
 
     def load_state_dict(self, tensors: dict[str, Tensor], name: str = CURRENT) -> None:
-        """Continue from ``state_dict``.
+        """Continue from ``state_dict``; raises like ``check``."""
+        self.check(tensors, name)
+        with torch.no_grad():
+            for key, tensor in self.state_dict(name).items():
+                tensor.copy_(tensors[key])
+
+    def check(self, tensors: dict[str, Tensor], name: str = CURRENT) -> None:
+        """Whether ``load_state_dict`` would take these tensors.
 
         Raises:
             ValueError: names or shapes differ, with the differences.
@@ -132,9 +139,6 @@ class Slots:
         ]
         if problems:
             raise ValueError("; ".join(sorted(problems)))
-        with torch.no_grad():
-            for key, tensor in own.items():
-                tensor.copy_(tensors[key])
 
     def _parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The parameters of a slot under the names of the current ones."""

@@ -38,11 +38,13 @@ class AmusedConfig(MaskedPolicyConfig):
         description="what computes the transformer's attention: torch's own choice (sdpa), "
         "xformers, torch's flash kernel alone (flash), or the first of xformers and sdpa that a "
         "call on this machine finds able (auto)",
+        json_schema_extra={"changes_results": False},
     )
     gradient_checkpointing: bool = Field(
         default=False,
         description="compute each layer of the transformer again in the backward pass: a third "
         "more time, and a small part of the activations' memory",
+        json_schema_extra={"changes_results": False},
     )
     aesthetic_score: Annotated[float, Field(ge=0, le=10)] = Field(
         6.0, description="LAION aesthetic score that the network is told to aim at, 0 to 10"

@@ -40,7 +40,11 @@ class NetworkRewardConfig(RewardConfig):
     called: ClassVar[str]
     """The name that it is registered under, for messages."""
     revision: str | None = Field(None, description="branch, tag or commit of weights on the hub")
-    batch_size: Count = Field(32, description="images that pass through the network at a time")
+    batch_size: Count = Field(
+        32,
+        description="images that pass through the network at a time",
+        json_schema_extra={"changes_results": False},
+    )
 
 
 class ClipScoreConfig(NetworkRewardConfig):
@@ -178,7 +182,11 @@ class GenEvalConfig(NetworkRewardConfig):
     resolution: Annotated[int, Field(ge=32)] = Field(
         800, description="pixels of the shorter side at which the detector sees an image"
     )
-    batch_size: Count = Field(8, description="images that pass through the network at a time")
+    batch_size: Count = Field(
+        8,
+        description="images that pass through the network at a time",
+        json_schema_extra={"changes_results": False},
+    )
 
     def check_prompt(self, prompt: Prompt) -> None:
         """Its columns are GenEval's."""
@@ -225,10 +233,13 @@ class VlmJudgeConfig(RewardConfig):
     base_url: str = Field(
         "http://127.0.0.1:8000/v1",
         description="address of the service without /chat/completions; the default is vLLM's",
+        json_schema_extra={"changes_results": False},
     )
     model: str = Field(min_length=1, description="name of the model, as the service knows it")
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
-        None, description="NAME of the environment variable that holds the key; never the key"
+        None,
+        description="NAME of the environment variable that holds the key; never the key",
+        json_schema_extra={"changes_results": False},
     )
     mode: Literal["yes_probability", "score"] = Field(
         "yes_probability",
@@ -247,19 +258,31 @@ class VlmJudgeConfig(RewardConfig):
     minimum: float = Field(1.0, description="score: the worst; a number below is no answer")
     maximum: float = Field(5.0, description="score: the best; a number above is no answer")
     max_tokens: Count = Field(256, description="score: tokens that an answer may have")
-    timeout: Positive = Field(120.0, description="seconds that one attempt may take")
+    timeout: Positive = Field(
+        120.0,
+        description="seconds that one attempt may take",
+        json_schema_extra={"changes_results": False},
+    )
     retries: Annotated[int, Field(ge=0)] = Field(
-        4, description="attempts after the first one, 1, 2, 4, ... and at most 30 seconds apart"
+        4,
+        description="attempts after the first one, 1, 2, 4, ... and at most 30 seconds apart",
+        json_schema_extra={"changes_results": False},
     )
     outage: Annotated[float, Field(ge=0)] = Field(
-        600.0, description="seconds that a run waits for a service that is down before it stops"
+        600.0,
+        description="seconds that a run waits for a service that is down before it stops",
+        json_schema_extra={"changes_results": False},
     )
     min_answered: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5,
         description="share of a batch that must have a reply, and a number in it; with fewer the "
         "run waits, or stops; the rest has no reward",
     )
-    concurrency: Count = Field(8, description="requests at a time")
+    concurrency: Count = Field(
+        8,
+        description="requests at a time",
+        json_schema_extra={"changes_results": False},
+    )
 
     @model_validator(mode="after")
     def _usable(self) -> "VlmJudgeConfig":

@@ -47,7 +47,9 @@ class ShowoConfig(MaskedPolicyConfig):
         "showlab/magvitv2", description="folder or hub id of MAGVIT-v2, which makes the pixels"
     )
     images_per_decode: Count = Field(
-        4, description="images that pass through MAGVIT-v2 at a time: 3 to 4 GB each at 512 x 512"
+        4,
+        description="images that pass through MAGVIT-v2 at a time: 3 to 4 GB each at 512 x 512",
+        json_schema_extra={"changes_results": False},
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
@@ -59,11 +61,13 @@ class ShowoConfig(MaskedPolicyConfig):
         description="what computes the attention: torch's own choice (sdpa), xformers, torch's "
         "flash kernel alone (flash), which takes no mask and so no prompts of several lengths in "
         "one forward, or the first of xformers and sdpa that a call here finds able (auto)",
+        json_schema_extra={"changes_results": False},
     )
     gradient_checkpointing: bool = Field(
         default=False,
         description="compute each layer again in the backward pass: a third more time, and a "
         "tenth or less of the activations' memory",
+        json_schema_extra={"changes_results": False},
     )
 
     @model_validator(mode="after")
