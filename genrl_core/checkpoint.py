@@ -29,8 +29,8 @@ from genrl_core.manifest import FILE, NAME, seal, verify
 from genrl_core.moments import load_optimizer, optimizer_state, optimizer_tensors
 
 __all__ = [
-    "Snapshot", "latest", "load", "load_optimizer", "optimizer_state", "optimizer_tensors", "save",
-    "snapshots", "understood",
+    "Snapshot", "latest", "load", "load_optimizer", "newest", "optimizer_state",
+    "optimizer_tensors", "save", "snapshots", "understood",
 ]  # fmt: skip
 
 _STEP = re.compile(r"step_[0-9]+")
@@ -147,6 +147,7 @@ def snapshots(folder: Path, skipped: list[str]) -> Iterator[Snapshot]:
         skipped: why others were passed over is added here.
     """
     root = folder / "checkpoints"
+    skipped += _pointer_problem(root)
     for path in reversed(_steps(root)):
         try:
             snapshot = load(path)
@@ -156,7 +157,11 @@ def snapshots(folder: Path, skipped: list[str]) -> Iterator[Snapshot]:
             skipped.append(f"passed over: {error}")
             continue
         yield snapshot
-    skipped += _pointer_problem(root)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint of a run folder, which is not read; it was complete when written."""
+    return next(reversed(_steps(folder / "checkpoints")), None)
 
 
 @contextmanager

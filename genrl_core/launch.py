@@ -33,9 +33,13 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         child = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603
 
         def hand_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # its signature
-            child.send_signal(number)
+            # torch's launcher knows these two; the others would end it and leave its processes.
+            child.send_signal(number if number == signal.SIGINT else signal.SIGTERM)
 
-        before = {n: signal.signal(n, hand_on) for n in (signal.SIGINT, signal.SIGTERM)}
+        kinds = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup
+            kinds.append(signal.SIGHUP)
+        before = {kind: signal.signal(kind, hand_on) for kind in kinds}
         try:
             code = child.wait()
         finally:

@@ -90,9 +90,15 @@ class Recorder:
     @classmethod
     def resume(
         cls, folder: Path, iteration: int, info: Mapping[str, Any], total: int,
-        json_lines: bool = False, quiet: bool = False,
+        json_lines: bool = False, quiet: bool = False, resolved_yaml: str | None = None,
     ) -> Self:  # fmt: skip
         """Continue a run folder after ``iteration``, the checkpoint's: what was logged later goes.
+
+        Args:
+            folder: the run folder.
+            iteration: what is complete.
+            info, total, json_lines, quiet: as for ``create``.
+            resolved_yaml: the recipe that it has from now on; None leaves the one that it has.
 
         Raises:
             RecipeError: it is no run folder, or another process is writing it.
@@ -109,6 +115,8 @@ class Recorder:
             dropped = [
                 _repair(folder / f"{stem}.jsonl", iteration) for stem in ("metrics", "events")
             ]
+            if resolved_yaml is not None:
+                write_atomically(folder / "recipe.resolved.yaml", resolved_yaml)
             run, damage = _read_run(folder)
             resumed = [*run.get("resumed", []), {"time": _now(), "iteration": iteration}]
             run |= {"name": folder.name, "resumed": resumed}

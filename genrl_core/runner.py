@@ -1,26 +1,27 @@
 """A run from end to end: the trainer, its run folder, its checkpoints, its evaluations."""
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from genrl_core import checkpoint
 from genrl_core.collect import draw
-from genrl_core.errors import CheckpointError, RecipeError
+from genrl_core.dry_run import dry_run as run_dry
+from genrl_core.errors import CheckpointError, GenRLError, RecipeError
 from genrl_core.evaluate import Evaluation
+from genrl_core.identity import changes, flat, refusal
 from genrl_core.pictures import Column, sheet
 from genrl_core.plan import plan_of
+from genrl_core.problems import shown
 from genrl_core.progress import metrics_line
 from genrl_core.recipe import RESOLVED_FILE, Recipe, load_recipe
 from genrl_core.recorder import Recorder
 from genrl_core.records import Prompt
 from genrl_core.runtime import Runtime
+from genrl_core.signals import Signals
 from genrl_core.trainer import Record, Trainer
 
 DONE, STOPPED = 0, 75
@@ -65,14 +66,21 @@ def run(
     code = DONE
     try:
         if dry_run:
-            _dry_run(recipe, runtime)
+            run_dry(recipe, runtime, json, quiet)
         else:
             code = _Run(recipe, runs, resume, stop_after, runtime, json, quiet).go()
+    except _Interrupted:
+        runtime.close(together=False)
+        return STOPPED
     except BaseException:
         runtime.close(together=False)
         raise
     runtime.close()
     return code
+
+
+class _Interrupted(Exception):  # noqa: N818  # no error: the run can be resumed
+    """A second signal, and there is a checkpoint."""
 
 
 class _Run:
@@ -81,66 +89,132 @@ class _Run:
         runtime: Runtime, json: bool, quiet: bool,
     ):  # fmt: skip
         self._recipe, self._runtime, self._stop_after = recipe, runtime, stop_after
-        self._snapshot: checkpoint.Snapshot | None = None
-        skipped: list[str] = []
-        if resume is not None:
-            self._snapshot, skipped = _newest(resume)
-        self._started = time.monotonic()
-        total = recipe.train.iterations
-        info = {"seed": recipe.run.seed, "world_size": runtime.world_size, "recipe": recipe.name}
+        self._started = self._saved = time.monotonic()
+        self._signals = Signals()
         self._recorder: Recorder | None = None
+        self._early: list[tuple[str, str, dict[str, Any]]] = []
+        # All that could refuse a resume comes before its folder is touched.
+        self._resumed = None if resume is None else self._accepted(resume)
         if runtime.main:
-            self._recorder = (
-                Recorder.create(
-                    runs, recipe.run.name, recipe.name, recipe.given, recipe.to_yaml(), info, total,
-                    json, quiet,
-                )
-                if resume is None or self._snapshot is None
-                else Recorder.resume(resume, self._snapshot.iteration, info, total, json, quiet)
-            )  # fmt: skip
-        for message in skipped:
-            self._note("warning", message)
+            self._recorder = self._record_in(runs if resume is None else resume, json, quiet)
+        for kind, message, data in self._early:
+            self._note(kind, message, **data)
         folders = runtime.collect(self._recorder.folder if self._recorder else None)
         self._folder: Path = next(folder for folder in folders if folder is not None)
 
+    def _accepted(self, folder: Path) -> tuple[Trainer, checkpoint.Snapshot]:
+        """A trainer, and the newest checkpoint of a run folder that it can continue.
+
+        Raises:
+            RecipeError: there is none, or the recipe is another; the folder is as it was.
+        """
+        recipe, skipped = self._recipe, list[str]()
+        trainer: Trainer | None = None
+        before = flat(resumable(folder, registry=recipe.registry).resolved)
+        for snapshot in checkpoint.snapshots(folder, skipped):
+            if why := refusal(snapshot.state.get("recipe"), recipe, snapshot.iteration):
+                raise RecipeError(
+                    f"{folder} cannot be resumed: {why}. Resume without that, or start a new run "
+                    f"with policy.weights={folder}"
+                )
+            trainer = trainer or self._build()
+            try:
+                trainer.check(snapshot)
+            except CheckpointError as error:
+                skipped.append(f"passed over: {error}")
+                continue
+            for message in skipped:
+                self._note("warning", message)
+            changed = changes(before, flat(recipe.resolved))
+            words = [
+                f"{key} {shown(new)} (was {shown(old)})" for key, (old, new) in changed.items()
+            ]
+            if words:
+                self._note("note", f"resumed with {', '.join(words)}", changed=changed)
+            return trainer, snapshot
+        found = "; ".join(skipped) or "there is no checkpoint"
+        raise RecipeError(f"{folder} cannot be resumed: {found}")
+
+    def _record_in(self, folder: Path, json: bool, quiet: bool) -> Recorder:
+        """The recorder of a new run in the folder of all runs, or of the run that is resumed."""
+        recipe, total = self._recipe, self._recipe.train.iterations
+        seed, ranks = recipe.run.seed, self._runtime.world_size
+        info = {"seed": seed, "world_size": ranks, "recipe": recipe.name}
+        if self._resumed is None:
+            return Recorder.create(
+                folder, recipe.run.name, recipe.name, recipe.given, recipe.to_yaml(), info, total,
+                json, quiet,
+            )  # fmt: skip
+        done = self._resumed[1].iteration
+        return Recorder.resume(folder, done, info, total, json, quiet, recipe.to_yaml())
+
+    def _build(self) -> Trainer:
+        return Trainer(
+            self._recipe, runtime=self._runtime, notify=lambda text: self._note("note", text)
+        )
+
     def go(self) -> int:
         context: AbstractContextManager[Any] = self._recorder or nullcontext()
-        with context, _signals() as stopped:
-            self._note("note", f"loading {self._recipe.name}; run folder: {self._folder}")
-            trainer = Trainer(
-                self._recipe, runtime=self._runtime, notify=lambda text: self._note("note", text)
-            )
-            results = self._measure_base(trainer)
-            if self._snapshot is not None:
-                trainer.restore(self._snapshot)
-            code = self._iterate(trainer, stopped)
-            if code == DONE:
-                self._conclude(trainer, results)
-            return code
+        with context, self._signals.noted():
+            try:
+                return self._go()
+            except KeyboardInterrupt:
+                self._interrupted()
+                raise _Interrupted from None
 
-    def _iterate(self, trainer: Trainer, stopped: Callable[[], bool]) -> int:
+    def _go(self) -> int:
+        self._note("note", f"loading {self._recipe.name}; run folder: {self._folder}")
+        trainer = self._resumed[0] if self._resumed else self._build()
+        results = self._measure_base(trainer)
+        if self._resumed:
+            trainer.restore(self._resumed[1])
+        code = self._iterate(trainer)
+        if code == DONE:
+            self._conclude(trainer, results)
+        return code
+
+    def _interrupted(self) -> None:
+        """Say what a second signal left behind.
+
+        Raises:
+            GenRLError: there is no checkpoint to go on from.
+        """
+        with self._signals.spared():
+            saved = checkpoint.newest(self._folder)
+            if saved is None:
+                raise GenRLError("ended by a second signal before there was a checkpoint") from None
+            reason = f"a second signal; the last checkpoint is {saved.name}"
+            if self._recorder:
+                self._recorder.finish("stopped", f"{reason}; {self._way_on()}", {})
+
+    def _way_on(self) -> str:
+        return f"continue with: genrl run --resume {self._folder}"
+
+    def _iterate(self, trainer: Trainer) -> int:
         recipe, begin = self._recipe, trainer.iteration
-        saved = begin
+        self._saved = time.monotonic()
         while trainer.iteration < recipe.train.iterations:
             record = trainer.step()
             self._record(trainer, record)
             due = recipe.save.every and record.iteration % recipe.save.every == 0
             limit = self._stop_after is not None and record.iteration - begin >= self._stop_after
-            asked = any(self._runtime.collect(stopped()))
+            asked, late = self._asked()
             last = record.iteration == recipe.train.iterations
-            if due or last or limit or asked:
+            if due or late or last or limit or asked:
                 self._save(trainer)
-                saved = record.iteration
             if (limit or asked) and not last:
                 reason = "--stop-after" if limit else "a signal"
                 if self._recorder:
-                    self._recorder.finish(
-                        "stopped", f"{reason}; continue with: genrl run --resume {self._folder}", {}
-                    )
+                    self._recorder.finish("stopped", f"{reason}; {self._way_on()}", {})
                 return STOPPED
-        if saved != trainer.iteration:
-            self._save(trainer)
         return DONE
+
+    def _asked(self) -> tuple[bool, bool]:
+        """Whether a signal came to any rank, and whether rank 0 says that it is time to save."""
+        limit = self._recipe.save.minutes * 60
+        late = self._runtime.main and 0 < limit <= time.monotonic() - self._saved
+        answers = self._runtime.collect((self._signals.seen > 0, late))
+        return any(asked for asked, _ in answers), any(late for _, late in answers)
 
     def _record(self, trainer: Trainer, record: Record) -> None:
         every, number = self._recipe.evaluate.every, record.iteration
@@ -158,11 +232,13 @@ class _Run:
 
     def _save(self, trainer: Trainer) -> None:
         try:
-            trainer.save(self._folder)
+            with self._signals.spared():
+                trainer.save(self._folder)
         except CheckpointError as error:
             self._note("warning", f"{error}; training goes on")
-            return
-        self._note("save", f"checkpoint after iteration {trainer.iteration}")
+        else:
+            self._note("save", f"checkpoint after iteration {trainer.iteration}")
+        self._saved = time.monotonic()
 
     def _measure_base(self, trainer: Trainer) -> dict[str, Measured]:
         """The policy before training: as recipes sample it, and at the best of ``base_sweep``."""
@@ -209,6 +285,8 @@ class _Run:
     def _note(self, kind: str, message: str, **data: Any) -> None:
         if self._recorder:
             self._recorder.event(kind, message, **data)
+        elif self._runtime.main:
+            self._early.append((kind, message, data))
 
 
 def _headline(recipe: Recipe, found: Evaluation) -> str:
@@ -231,69 +309,12 @@ def resumable(folder: Path, **lookup: Any) -> Recipe:
     """The recipe of a run folder, as it was resolved.
 
     Raises:
-        CheckpointError: the folder is no run folder.
+        RecipeError: the folder is no run folder.
     """
     path = folder / RESOLVED_FILE
     if not path.is_file():
-        raise CheckpointError(f"{folder} is no run folder: it has no {RESOLVED_FILE}")
+        raise RecipeError(f"{folder} is no run folder: it has no {RESOLVED_FILE}")
     return load_recipe(path, **lookup)
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """Note SIGTERM, SIGINT and SIGUSR1; the second one ends the process at once."""
-    seen: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    try:
-        before = {kind: signal.signal(kind, note) for kind in kinds}
-    except ValueError:  # not the main thread: whoever owns it handles signals
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-
-def _dry_run(recipe: Recipe, runtime: Runtime) -> None:
-    trainer = Trainer(recipe, runtime=runtime, notify=lambda text: print(text, flush=True))
-    network = trainer.policy.network
-    count = sum(p.numel() for p in network.parameters())
-    trained = list(trainer.slots.trainable.values())
-    size = sum(p.numel() * p.element_size() for p in network.parameters())
-    # Gradients and the two moments of AdamW, in the dtype of the weights, and frozen copies.
-    extra = 3 * sum(p.numel() * p.element_size() for p in trained)
-    copies = size * ("reference" in trainer.slots)
-    saved = 0
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal saved
-        saved += tensor.numel() * tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        record = trainer.step()
-    if runtime.main:
-        train = recipe.train
-        print(f"recipe      {recipe.name}: it runs")
-        print(f"weights     {count:,} parameters, {sum(p.numel() for p in trained):,} trained")
-        print(f"iteration   {train.num_prompts} prompts x {train.num_generations} samples")
-        print(f"memory      {_mib(size + extra + copies)} weights, gradients, optimizer, slots")
-        print(f"            {_mib(saved)} saved for backward, all chunks of the update together")
-        width = max(map(len, record.metrics)) + 2
-        for name, value in record.metrics.items():
-            print(f"{name:<{width}}{value:.6g}")
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"
 
 
 def sample(
