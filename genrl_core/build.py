@@ -15,9 +15,9 @@ from genrl_core.files import with_umask, write_atomically
 from genrl_core.manifest import sha256
 from genrl_core.negotiate import holds_weights, unread_weights
 from genrl_core.policy import Policy
-from genrl_core.recipe import Recipe, load_recipe
+from genrl_core.recipe import RESOLVED_FILE, Recipe, load_recipe
 from genrl_core.runtime import Runtime
-from genrl_core.weights import within
+from genrl_core.weights import Slots, fingerprint, within
 
 Notify = Callable[[str], None]
 TrainBase = Callable[[Recipe], dict[str, Tensor]]
@@ -54,7 +54,7 @@ def build_policy(recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify
         name = weights.removeprefix("recipe:")
         tensors = _base_weights(recipe, name, runtime, train_base, notify)
     elif weights is not None and holds_weights(Path(weights)):
-        tensors = _saved_weights(Path(weights))
+        tensors = _saved_weights(Path(weights), recipe, runtime, train_base, notify)
     if tensors is not None:
         config = config.model_copy(update={"weights": None})
     policy = config.build()
@@ -65,13 +65,38 @@ def build_policy(recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify
     return policy
 
 
-def _saved_weights(path: Path) -> dict[str, Tensor]:
+def _saved_weights(
+    path: Path, recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify: Notify
+) -> dict[str, Tensor]:
+    """What a run ended with; of adapters, the network that they stand in with them folded in."""
     if (path / "checkpoints").is_dir():
         newest, problems = checkpoint.latest(path)
         if newest is None:
             raise RecipeError(f"{path} holds no valid checkpoint: " + "; ".join(problems))
         path = newest
-    return dict(checkpoint.load(path).tensors["policy"])
+    snapshot = checkpoint.load(path)
+    tensors = dict(snapshot.tensors["policy"])
+    if not any(".lora_" in name for name in tensors):
+        return tensors
+    own = path.resolve().parent.parent / RESOLVED_FILE
+    if not own.is_file():
+        raise RecipeError(
+            f"policy.weights: {path} holds adapters alone, and {own}, which says what they stand "
+            "in, is not there: give the run folder as it was written"
+        )
+    trained = load_recipe(own, registry=recipe.registry)
+    policy = build_policy(trained, runtime, train_base, notify)
+    if snapshot.state.get("base") != fingerprint(policy.network):
+        raise RecipeError(
+            f"policy.weights: {path} holds adapters, and the weights under them cannot be rebuilt: "
+            f"policy.weights in {own} gives others than when that run began"
+        )
+    slots = Slots(policy, trained.weights.lora, trained.run.seed)
+    try:
+        slots.load_state_dict(tensors)
+    except ValueError as error:
+        raise RecipeError(f"policy.weights: {path} holds other adapters: {error}") from error
+    return slots.merged()
 
 
 def _base_weights(
@@ -119,12 +144,6 @@ def _load(
     network: nn.Module, tensors: dict[str, Tensor], source: str, fresh: Sequence[str] = ()
 ) -> None:
     """Fill the network; what belongs to ``fresh`` modules may be absent, all of it or nothing."""
-    if any(".lora_" in name for name in tensors):
-        raise RecipeError(
-            f"policy.weights: {source} holds LoRA adapters without the weights under them, and a "
-            "run cannot begin from those: draw from it with `genrl sample`, continue it with "
-            "`genrl run --resume`, or train without weights.lora"
-        )
     own: dict[str, Tensor] = dict(network.named_parameters()) | {
         f"buffer.{name}": buffer for name, buffer in network.named_buffers()
     }

@@ -196,7 +196,11 @@ class Trainer:
 
     def in_use(self) -> AbstractContextManager[Policy]:
         """The policy under the weights that evaluations and samples use: the average, if any."""
-        return self.slots.active("ema" if "ema" in self._followers else "current")
+        return self.slots.active(self.slot_in_use)
+
+    @property
+    def slot_in_use(self) -> str:
+        return "ema" if "ema" in self._followers else "current"
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint on rank 0; every rank may call it."""
@@ -296,16 +300,11 @@ def train(
 
 def _train_base(recipe: Recipe, notify: build.Notify) -> dict[str, Tensor]:
     """The weights that a recipe ends with, trained by this process alone."""
-    if recipe.weights.lora is not None:
-        raise RecipeError(f"{recipe.name} trains adapters: it cannot be the base of another recipe")
     trainer = Trainer(recipe, runtime=Runtime(recipe.run.device, alone=True), notify=notify)
     losses = [trainer.step().metrics["loss"] for _ in range(recipe.train.iterations)]
     if losses and not math.isfinite(losses[-1]):
         raise GenRLError(f"{recipe.name} ended with loss {losses[-1]}")
-    with trainer.in_use() as policy:
-        buffers = {f"buffer.{name}": b for name, b in policy.network.named_buffers()}
-        found = dict(policy.network.named_parameters()) | buffers
-        return {name: tensor.detach().clone() for name, tensor in found.items()}
+    return trainer.slots.merged(trainer.slot_in_use)
 
 
 def _required(value: Any, name: str) -> Any:

@@ -140,6 +140,27 @@ class Slots:
         if problems:
             raise ValueError("; ".join(sorted(problems)))
 
+    @torch.no_grad()
+    def merged(self, name: str = CURRENT) -> dict[str, Tensor]:
+        """All weights of a slot under the network's own names, adapters folded into their modules.
+
+        A weight that has an adapter is float32, whatever the type of the base, so that the sum is
+        not rounded.
+        """
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        with self.active(name) as policy:
+            network = policy.network
+            found: dict[str, Tensor] = dict(network.named_parameters())
+            found |= {f"buffer.{key}": buffer for key, buffer in network.named_buffers()}
+            own = {k.replace(".base_layer.", "."): t for k, t in found.items() if ".lora_" not in k}
+            for key, module in network.named_modules():
+                if isinstance(module, BaseTunerLayer):
+                    layer: Any = module
+                    base = layer.get_base_layer().weight.float()
+                    own[f"{key}.weight"] = base + layer.get_delta_weight(name).float()
+            return {key: tensor.detach().clone() for key, tensor in own.items()}
+
     def _parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The parameters of a slot under the names of the current ones."""
         if name == CURRENT:

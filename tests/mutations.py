@@ -658,8 +658,8 @@ MUTATIONS = (
         "hashes_not_compared",
         "a checkpoint's files are measured and not hashed",
         "genrl_core/manifest.py",
-        "return None if _sha256(file) == digest else",
-        "return None if _sha256(file) else",
+        "return None if sha256(file) == digest else",
+        "return None if sha256(file) else",
         CHECKPOINT + "test_damage_is_named_and_the_older_one_taken",
     ),
     Mutation(
