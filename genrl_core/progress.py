@@ -1,9 +1,13 @@
 """What a person or a program reads while a run goes on: a bar, plain lines, or JSON lines."""
 
+import errno
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TextIO
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -27,7 +31,7 @@ class Display:
     def __init__(self, total: int, mode: Mode, stream: TextIO):
         self.mode = mode
         self._total = total
-        self._stream = stream
+        self._stream = cast(TextIO, _Screen(stream))
         self._bar: Progress | None = None
 
     def iteration(self, record: Mapping[str, Any]) -> None:
@@ -80,6 +84,36 @@ class Display:
         else:
             self._stream.write(text + "\n")
             self._stream.flush()
+
+
+class _Screen:
+    """A stream that may go away: a closed terminal must not end a run before its checkpoint."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._lose(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _lose(self, error: OSError) -> None:
+        """Send the rest nowhere, and what the interpreter flushes at its end too."""
+        if error.errno != errno.EIO:  # what a terminal says that is no more
+            raise error
+        with suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 def mode_for(stream: TextIO, *, json_lines: bool, quiet: bool) -> Mode:
