@@ -91,6 +91,14 @@ class PolicyConfig(Component):
         """Why ``train.draws`` corruptions per sample do not fit, as sentences; or empty."""
         return ""
 
+    def weights_problem(self) -> str:
+        """What ``build()`` would say of ``weights`` before it looks for any; or empty.
+
+        Weights that the core loads are None here, as in ``build()``. The text follows the words
+        "policy.weights": `is missing: give ...`.
+        """
+        return ""
+
     @abstractmethod
     def build(self) -> "Policy":
         """The policy on the CPU, in evaluation mode. Weights that the core loads are None here."""

@@ -67,9 +67,14 @@ def recipe_tree(registry: Registry, cell: Cell, **sections: Any) -> dict[str, An
     if objectives is None:
         return None
     parts["policy"] |= requested_fields(registry, cell)
-    media = registry.policies[cell.policy].model_validate(
+    policy = registry.policies[cell.policy].model_validate(
         registry.policies[cell.policy].proposed()
-    ).provides()  # fmt: skip
+    )
+    if policy.weights_problem():
+        parts["policy"]["weights"] = (
+            "organisation/model"  # whichever: what fits does not hang on it
+        )
+    media = policy.provides()
     rewards = {
         name: fields
         for name, schema in registry.rewards.items()

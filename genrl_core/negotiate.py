@@ -12,7 +12,7 @@ from genrl_core.errors import RecipeError, RewardError
 from genrl_core.media import Prompt
 from genrl_core.problems import Problem, Route, dotted, raise_if
 from genrl_core.prompts import load_prompts
-from genrl_core.recipe import Recipe
+from genrl_core.recipe import RESOLVED_FILE, Recipe, load_recipe
 
 if TYPE_CHECKING:
     from genrl_core.objective import View
@@ -63,12 +63,17 @@ def holds_weights(folder: Path) -> bool:
     return (folder / "checkpoints").is_dir() or (folder / "MANIFEST.json").is_file()
 
 
+def holds_own_weights(weights: str | None) -> bool:
+    """Whether GenRL itself gives these weights, and not the policy."""
+    return weights is not None and (weights.startswith("recipe:") or holds_weights(Path(weights)))
+
+
 def unread_weights(recipe: Recipe) -> Problem | None:
     """What is wrong with weights that neither GenRL nor the policy itself would load."""
     config = recipe.policy
     if config is None or config.weights is None or config.loads_weights:
         return None
-    if config.weights.startswith("recipe:") or holds_weights(Path(config.weights)):
+    if holds_own_weights(config.weights):
         return None
     route = ("policy", "weights")
     message = (
@@ -404,8 +409,8 @@ class _Judge:
     def files(self) -> None:
         """Prompt files and what gives the weights."""
         recipe = self.recipe
-        if self.policy is not None and (unread := unread_weights(recipe)) is not None:
-            self.problems.append(unread)
+        if self.policy is not None:
+            self._weights(self.policy)
         if recipe.prompts.file is None:
             self.report(("prompts", "file"), "is missing; name a file of prompts to train on")
         evaluates = bool(recipe.metrics) or recipe.evaluate.every > 0
@@ -425,6 +430,37 @@ class _Judge:
             recipe.digest()
         except RecipeError as error:
             self.problems.append(Problem("", "", str(error)))
+
+    def _weights(self, policy: PolicyConfig) -> None:
+        """Whether weights are given that the policy can begin from, by the configs alone."""
+        if (unread := unread_weights(self.recipe)) is not None:
+            self.problems.append(unread)
+            return
+        own = holds_own_weights(policy.weights)
+        built = policy.model_copy(update={"weights": None}) if own else policy
+        if problem := built.weights_problem():
+            self.report(("policy", "weights"), problem)
+        if not own:
+            return
+        try:
+            giver = self._giver(str(policy.weights))
+        except RecipeError:
+            return  # whoever loads the weights says so
+        if giver is None or isinstance(giver, type(policy)) or isinstance(policy, type(giver)):
+            return
+        self.report(
+            ("policy", "weights"),
+            f"{policy.weights} holds the weights of {self.name(giver)}, and this policy is "
+            f"{self.name(policy)}, another network. Choose policy.use={self.name(giver)}, or "
+            "other weights",
+        )
+
+    def _giver(self, weights: str) -> PolicyConfig | None:
+        """The policy whose weights a recipe or the folder of a run gives; None if unknown."""
+        base = self.recipe.base_recipe()
+        if base is None and (Path(weights) / RESOLVED_FILE).is_file():
+            base = load_recipe(weights, registry=self.recipe.registry)
+        return base.policy if base else None
 
     def prompts(self, rewards_injected: bool) -> None:
         """Whether the rewards can judge every prompt: the first step is late to learn of it."""

@@ -50,6 +50,14 @@ class AmusedConfig(MaskedPolicyConfig):
         6.0, description="LAION aesthetic score that the network is told to aim at, 0 to 10"
     )
 
+    def weights_problem(self) -> str:
+        if self.weights or self.base:
+            return ""
+        return (
+            "is missing: give amused a folder or a hub id, such as amused/amused-256, and where "
+            "the weights are GenRL's own, name under policy.base the model they belong to"
+        )
+
     def build(self) -> "AmusedPolicy":
         from genrl_amused.policy import AmusedPolicy
 

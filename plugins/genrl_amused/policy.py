@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genrl_amused.attention import AmusedAttention
-from genrl_amused.loading import EXAMPLE, load_parts
+from genrl_amused.loading import load_parts
 from genrl_amused.recompute import recompute_layers
 from genrl_core import Media, Prompt, RecipeError, Tensors, attention_backend
 from genrl_masked import MaskedPolicy
@@ -43,11 +43,7 @@ class AmusedPolicy(MaskedPolicy):
     def __init__(self, config: "AmusedConfig"):
         source = config.weights or config.base
         if source is None:
-            raise RecipeError(
-                f"policy.weights is missing: give amused a folder or a hub id, such as {EXAMPLE}, "
-                "and where the weights are GenRL's own, name under policy.base the model they "
-                "belong to"
-            )
+            raise RecipeError(f"policy.weights {config.weights_problem()}")
         dtype: torch.dtype = getattr(torch, config.dtype)
         attention_backend(config.attention, dtype)
         parts = load_parts(source, config.revision, dtype)

@@ -76,6 +76,14 @@ class CausalLmConfig(ValueHeadConfig, AutoregressivePolicyConfig):
         default=False, description="put each prompt into the tokenizer's template as one user turn"
     )
 
+    def weights_problem(self) -> str:
+        if self.weights or self.base:
+            return ""
+        return (
+            "is missing: give causal_lm a folder or a hub id, and where the weights are GenRL's "
+            "own, name under policy.base the model they belong to"
+        )
+
     def build(self) -> "CausalLm":
         from genrl_autoregressive.causal_lm import CausalLm
 

@@ -28,10 +28,7 @@ class CausalLm(TransformersPolicy):
     def __init__(self, config: "CausalLmConfig"):
         source = config.weights or config.base
         if source is None:
-            raise RecipeError(
-                "policy.weights is missing: give causal_lm a folder or a hub id, and where the "
-                "weights are GenRL's own, name under policy.base the model they belong to"
-            )
+            raise RecipeError(f"policy.weights {config.weights_problem()}")
         network, tokenizer = _load(source, config)
         super().__init__(
             config, network, int(network.get_output_embeddings().weight.shape[0]),

@@ -77,6 +77,15 @@ class ShowoConfig(MaskedPolicyConfig):
             raise ValueError(f"num_image_tokens {count} is no square: 256 and 1024 are usual")
         return self
 
+    def weights_problem(self) -> str:
+        if self.weights or self.base:
+            return ""
+        return (
+            "names no published Show-o: give showo a folder or a hub id, for example "
+            "showlab/show-o-512x512; where the weights are GenRL's own, a run or a checkpoint, "
+            "name under policy.base the model that they were trained from"
+        )
+
     def build(self) -> "ShowoPolicy":
         from genrl_showo.policy import ShowoPolicy
 

@@ -46,11 +46,7 @@ def load_showo(config: "ShowoConfig") -> tuple[ShowoNetwork, "PreTrainedTokenize
     """
     source = config.weights or config.base
     if source is None:
-        raise RecipeError(
-            "policy.weights names no published Show-o: give showo a folder or a hub id, for "
-            "example showlab/show-o-512x512; where the weights are GenRL's own, a run or a "
-            "checkpoint, name under policy.base the model that they were trained from"
-        )
+        raise RecipeError(f"policy.weights {config.weights_problem()}")
     precision: torch.dtype = getattr(torch, config.precision)
     attention_backend(config.attention, precision)  # what cannot be ends the run at once
     checkpoint = ModelFiles(source, "policy.weights", config.revision)
