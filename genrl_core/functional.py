@@ -2,7 +2,8 @@
 
 Every function works on plain tensors, keeps their dtype, and is differentiable. ``T`` counts the
 terms of a sample, ``B`` the samples; ``mask`` says which entries count. Objectives are built from
-these functions and from nothing else, so a plugin can build its own the same way.
+these functions and from nothing else, so a plugin can build its own the same way. Of samplers
+there is one: ``guided``, on predictions of any shape.
 """
 
 import math
@@ -20,6 +21,18 @@ Preference = Literal[
     "sigmoid", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard",
     "apo_zero", "apo_down",
 ]  # fmt: skip
+
+
+def guided(given: Tensor, without: Tensor, scale: float) -> Tensor:
+    """``without + scale (given - without)``: predictions under a prompt, and under none.
+
+    Classifier-free guidance (arXiv 2207.12598) of logits, log-probabilities, velocities or noise
+    alike; at 1 it is off. Logits and log-probabilities differ by a number per row, which the
+    softmax takes away. A token that is impossible (``-inf``) on either side stays impossible,
+    where the formula would say NaN, or that it alone is possible.
+    """
+    impossible = (given == -torch.inf) | (without == -torch.inf)
+    return (without + scale * (given - without)).masked_fill(impossible, -torch.inf)
 
 
 def log_ratio(

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar, cast
 import torch
 from torch import Tensor
 
+from genrl_core.errors import GenRLError
 from genrl_core.policy import Policy
 from genrl_core.records import Others, Plan, Scored, Streams, Tensors, Terms, Trajectory, take
 
@@ -97,11 +98,18 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
     and guidance inside it: sampling and training cannot drift apart. ``pack`` and ``restore`` keep
     every state and action by default; a sampler with a smaller record overrides the two together.
 
+    States have the same names and shapes at every step, and so has every transition's M: a term
+    that a step lacks has 0 events, and what a state has not filled yet is padded.
+
     Attributes:
-        num_steps: K, the number of transitions.
+        num_steps: K, the number of transitions, where it does not depend on the policy.
     """
 
     num_steps: int
+
+    def steps(self, policy: AnyPolicy) -> int:  # noqa: ARG002  # for those that depend on it
+        """K, the number of transitions of this policy's chains; ``num_steps`` by default."""
+        return self.num_steps
 
     @abstractmethod
     def start(self, policy: AnyPolicy, cond: Tensors, streams: Streams) -> Tensors:
@@ -145,28 +153,47 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
         given: Sequence[Tensors] | None, grad_steps: int = 0,
     ) -> Trajectory:  # fmt: skip
         """A rollout whose actions are drawn, or where ``given``, one entry per step, followed."""
-        streams = plan.streams("rollout")
+        streams, calls = plan.streams("rollout"), self.steps(policy)
         states, actions, scores = [self.begin(policy, cond, plan, streams)], [], []
-        for step in range(self.num_steps):
-            with torch.set_grad_enabled(step >= self.num_steps - grad_steps):
+        for step in range(calls):
+            with torch.set_grad_enabled(step >= calls - grad_steps):
                 k = torch.full((len(plan),), step, device=plan.device)
                 transition = self.transition(policy, states[-1], k, cond)
                 actions.append(transition.sample(streams) if given is None else given[step])
                 states.append(self.advance(states[-1], actions[-1], k))
                 scores.append(_recorded(policy, transition, actions[-1]))
+            self._check_shapes(step, states, scores)
         events = torch.stack([score["events"] for score in scores]).transpose(1, 2).flatten(0, 1)
-        per_call = len(events) // self.num_steps
+        per_call = len(events) // calls
         numbers = {
             name: torch.stack([score[name] for score in scores]).transpose(1, 2).flatten(0, 1)
             for name in scores[0]
             if name != "events"
         }
-        steps = torch.arange(self.num_steps, device=plan.device).repeat_interleave(per_call)
+        steps = torch.arange(calls, device=plan.device).repeat_interleave(per_call)
         terms = Terms(
             events=events, step=steps.unsqueeze(1).expand_as(events), mask=events > 0,
-            calls=self.num_steps, **numbers,
+            calls=calls, **numbers,
         )  # fmt: skip
         return Trajectory(cond, self.pack(states, actions), self.finish(states[-1]), terms)
+
+    def _check_shapes(self, step: int, states: list[Tensors], scores: list[Tensors]) -> None:
+        """Refuse a step whose numbers cannot stand beside those of the first.
+
+        Raises:
+            GenRLError: it has other terms, or leads to a state of other names or shapes.
+        """
+        for what, first, last in (
+            ("the numbers of a step", scores[0], scores[-1]),
+            ("the states", states[0], states[-1]),
+        ):
+            before, after = ({n: tuple(t.shape) for n, t in each.items()} for each in (first, last))
+            if before != after:
+                raise GenRLError(
+                    f"{type(self).__name__}: {what} change their shapes at step {step}, from "
+                    f"{before} to {after}. Every step must have the same number of terms (0 events "
+                    "where one does not exist) and states of the same names and shapes (padded)"
+                )
 
     def score(
         self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor,

@@ -8,15 +8,6 @@ import torch
 from torch import Tensor
 
 
-def guide(given: Tensor, without: Tensor, scale: float) -> Tensor:
-    """``without + scale (given - without)``: logits under a prompt, logits under none.
-
-    On logits or on log-probabilities: the two differ by a number per row, which the softmax takes
-    away.
-    """
-    return without + scale * (given - without)
-
-
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """One token per row by inversion of the distribution function, summed in float64.
 

@@ -35,6 +35,7 @@ from genrl_core import (
     Trajectory,
     take,
 )
+from genrl_core.functional import guided
 
 if TYPE_CHECKING:
     from genrl_autoregressive import TokenConfig
@@ -178,13 +179,16 @@ class TokenSampler(Sampler):
         return self.combine(given, without).scored, _prompted(values)
 
     def combine(self, given: Tensor, without: Tensor | None) -> "Pair":
-        """The one place where guidance and temperature happen, in rollout and update alike."""
+        """The one place where tokens are guided and tempered, in rollout and update alike.
+
+        By the formula of all paradigms (``genrl_core.functional.guided``).
+        """
         config = self.config
         plain = given / config.temperature
         if without is None:
             return Pair(plain, plain)
-        guided = distribution.guide(given, without, config.guidance_scale) / config.temperature
-        return Pair(guided, plain if config.guidance_density == "conditional" else guided)
+        drawn = guided(given, without, config.guidance_scale) / config.temperature
+        return Pair(drawn, plain if config.guidance_density == "conditional" else drawn)
 
 
 class Pair(NamedTuple):

@@ -20,6 +20,7 @@ from genrl_core import (
     Streams,
     Tensors,
 )
+from genrl_core.functional import guided
 from genrl_diffusion import DiffusionPolicyConfig
 
 Prediction = Literal["velocity", "epsilon", "v", "sample"]
@@ -250,8 +251,7 @@ def guided_prediction(
 ) -> Tensor:
     """``uncond + guidance_scale (cond - uncond)`` in one call of the network: ``[R, *shape]``.
 
-    The one place where guidance happens, in the rollout, its density and evaluation alike. At 1 it
-    is off and costs nothing.
+    The prediction of ``guided_outputs``, for samplers that want it alone.
     """
     return guided_outputs(policy, x, time, cond, guidance_scale)[0]
 
@@ -259,15 +259,20 @@ def guided_prediction(
 def guided_outputs(
     policy: DiffusionPolicy, x: Tensor, time: Tensor, cond: Tensors, guidance_scale: float = 1.0
 ) -> tuple[Tensor, Tensor | None]:
-    """``guided_prediction``; and the values of the prompted side, ``[R]``, where predicted."""
+    """``guided_prediction``; and the values of the prompted side, ``[R]``, where predicted.
+
+    The one place where diffusion policies are guided, in the rollout, its density and evaluation
+    alike, by the formula of all paradigms (``genrl_core.functional.guided``). At 1 it is off and
+    costs nothing.
+    """
     if guidance_scale == 1:
         return _outputs(policy, x, time, cond)
     uncond = policy.unconditional(cond)
     both = {name: torch.cat([tensor, uncond[name]]) for name, tensor in cond.items()}
     found, values = _outputs(policy, torch.cat([x, x]), torch.cat([time, time]), both)
     with_prompt, without = found.chunk(2)
-    guided = without + guidance_scale * (with_prompt - without)
-    return guided, None if values is None else values.chunk(2)[0]
+    combined = guided(with_prompt, without, guidance_scale)
+    return combined, None if values is None else values.chunk(2)[0]
 
 
 def _outputs(

@@ -145,7 +145,7 @@ class KernelSampler(MarkovSampler[DiffusionPolicy]):
         return self._schedules[policy]
 
     def _schedule(self, policy: DiffusionPolicy) -> Tensors:
-        times = policy.times(self.num_steps, self.config.shift)
+        times = policy.times(self.steps(policy), self.config.shift)
         alpha, sigma = policy.alpha_sigma(times)
         levels = list(zip(alpha.tolist(), sigma.tolist(), strict=True))
         rows = []
@@ -214,7 +214,7 @@ class KernelSampler(MarkovSampler[DiffusionPolicy]):
     ) -> Tensors:
         """``latents``: x0_hat as the network sees it where step ``step`` begins."""
         known, streams = cast(DiffusionPolicy, policy), plan.streams("rollout")
-        check_step(step, self.num_steps)
+        check_step(step, self.steps(known))
         state = self.begin(known, cond, plan, streams)
         for index in range(step):
             with torch.set_grad_enabled(index > step - grad_steps):

@@ -15,6 +15,7 @@ from genrl_core import (
     Streams,
     Tensors,
 )
+from genrl_core.functional import guided
 from genrl_masked import MaskedPolicyConfig
 from genrl_masked.corruption import log_level_weight, remasked
 from genrl_masked.transitions import code_log_probs
@@ -197,8 +198,7 @@ def guided_logits(
 ) -> Tensor:
     """``uncond + guidance_scale (cond - uncond)`` in one call of the network: ``[R, N, V]``.
 
-    The one place where guidance happens, in the rollout, its density and evaluation alike. At 1 it
-    is off and costs nothing.
+    The logits of ``guided_outputs``, for whoever wants them alone.
     """
     return guided_outputs(policy, canvas, cond, guidance_scale)[0]
 
@@ -208,6 +208,10 @@ def guided_outputs(
     positions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """``guided_logits``; and the values of the prompted side, ``[R]``, where predicted.
+
+    The one place where masked policies are guided, in the rollout, its density and evaluation
+    alike, by the formula of all paradigms (``genrl_core.functional.guided``). At 1 it is off and
+    costs nothing.
 
     Args:
         policy, canvas, cond, guidance_scale: as there.
@@ -220,8 +224,8 @@ def guided_outputs(
     twice = None if positions is None else torch.cat([positions, positions])
     logits, values = _outputs(policy, torch.cat([canvas, canvas]), both, twice)
     with_prompt, without = logits.chunk(2)
-    guided = without + guidance_scale * (with_prompt - without)
-    return guided, None if values is None else values.chunk(2)[0]
+    found = guided(with_prompt, without, guidance_scale)
+    return found, None if values is None else values.chunk(2)[0]
 
 
 def _outputs(

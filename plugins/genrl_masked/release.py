@@ -110,7 +110,7 @@ class RandomReleaseSampler(UnmaskingSampler):
     def transition(
         self, policy: MaskedPolicy, state: Tensors, k: Tensor, cond: Tensors
     ) -> RandomReleaseTransition:
-        config, tokens, steps = self.config, policy.num_tokens, self.num_steps
+        config, tokens, steps = self.config, policy.num_tokens, self.steps(policy)
         counts = released_counts(tokens, steps, config.schedule, "release_all", config.power)
         chances = release_chances(steps, config.schedule, config.power)
         most = max(counts) if config.release == "fixed" else tokens

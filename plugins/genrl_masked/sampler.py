@@ -172,15 +172,14 @@ class UnmaskingSampler(MarkovSampler[MaskedPolicy]):
         logits, values = guided_outputs(policy, canvas, cond, config.guidance_scale, positions)
         return (logits / config.temperature).log_softmax(-1), values
 
-    def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:
-        """Released codes are written. The last step also writes the code of a position left over.
+    def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:  # noqa: ARG002
+        """Codes are written where the canvas was masked; where it stays so, the mask hides them.
 
-        That position stays masked in the books: it is in the sample, and in no released set.
+        A position that the last step leaves over so has that step's code in the sample. It stays
+        masked in the books: it is in no released set.
         """
-        last = (k == self.num_steps - 1).unsqueeze(1)
-        written = action["released"] | (state["masked"] & last)
         return {
-            "tokens": torch.where(written, action["codes"], state["tokens"]),
+            "tokens": torch.where(state["masked"], action["codes"], state["tokens"]),
             "masked": state["masked"] & ~action["released"],
         }
 
@@ -189,7 +188,7 @@ class UnmaskingSampler(MarkovSampler[MaskedPolicy]):
 
     def pack(self, states: list[Tensors], actions: list[Tensors]) -> Tensors:
         released = torch.stack([action["released"] for action in actions], 1)
-        never = torch.full_like(released[:, 0], self.num_steps, dtype=torch.int64)
+        never = torch.full_like(released[:, 0], len(actions), dtype=torch.int64)
         first = released.to(torch.int8).argmax(1)
         return {
             "tokens": states[-1]["tokens"],
@@ -217,24 +216,22 @@ class ConfidenceSampler(UnmaskingSampler):
         super().__init__(config)
         self.config: ConfidenceConfig = config
 
-    def counts(self, num_tokens: int) -> tuple[int, ...]:
-        """How many positions each step releases: K numbers."""
-        config = self.config
-        return released_counts(
-            num_tokens, self.num_steps, config.schedule, config.final_step, config.power
-        )
+    def counts(self, num_tokens: int, num_steps: int | None = None) -> tuple[int, ...]:
+        """How many positions each step releases: K numbers; silent: in the config's steps."""
+        config, steps = self.config, self.num_steps if num_steps is None else num_steps
+        return released_counts(num_tokens, steps, config.schedule, config.final_step, config.power)
 
     def transition(
         self, policy: MaskedPolicy, state: Tensors, k: Tensor, cond: Tensors
     ) -> ConfidenceTransition:
-        config = self.config
-        counts = self.counts(policy.num_tokens)
+        config, steps = self.config, self.steps(policy)
+        counts = self.counts(policy.num_tokens, steps)
         num_terms = max(counts) if config.granularity == "token" else 1
         positions = self._needed(policy, state, num_terms)
         log_probs, values = self.categoricals(policy, state, cond, positions)
         if positions is not None:
             state = {n: at_positions(tensor, positions) for n, tensor in state.items()}
-        taus = gumbel_temperatures(config.gumbel_temperature, self.num_steps, config.gumbel_decay)
+        taus = gumbel_temperatures(config.gumbel_temperature, steps, config.gumbel_decay)
         noise_scale = torch.tensor(taus, dtype=log_probs.dtype, device=k.device)[k]
         return ConfidenceTransition(
             log_probs=log_probs,

@@ -211,6 +211,22 @@ def test_frequencies_match_probabilities(make_table, make_plan, draw, fields, en
         assert float(total) == pytest.approx(math.log(expected[text]), abs=1e-12)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
+def test_guidance_leaves_impossible_tokens_impossible(scale):
+    """Tokens at minus infinity on either side, or on both, where the formula says NaN."""
+    sampler = TokenConfig(max_new_tokens=4, guidance_scale=scale).build()
+    inf = torch.inf
+    given = torch.tensor([[0.0, -inf, -inf, 1.0, 2.0]], requires_grad=True)
+    without = torch.tensor([[1.0, -inf, 3.0, -inf, 0.5]], requires_grad=True)
+    pair = sampler.combine(given, without)
+    assert torch.isneginf(pair.drawn).tolist() == [[False, True, True, True, False]]
+    possible = [0, 4]
+    exact = (without + scale * (given - without))[0, possible]
+    assert torch.equal(pair.drawn[0, possible], exact)
+    pair.scored[0].log_softmax(-1)[0].backward()
+    assert given.grad.isfinite().all() and without.grad.isfinite().all()
+
+
 def test_guidance_is_two_sides_in_one_call(make_table, make_plan, draw):
     policy = make_table()
     draw(policy, make_plan(3), guidance_scale=3.0)

@@ -367,6 +367,32 @@ def test_guided_logits_extrapolate_from_the_empty_prompt(make_policy):
     torch.testing.assert_close(guided_logits(policy, canvas, cond, 6.0), 6 * given - 5 * without)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
+def test_guidance_leaves_impossible_codes_impossible(make_policy, make_sampler, make_plan, scale):
+    """Codes at minus infinity on either side, or on both, where the formula says NaN."""
+    policy, plan = make_policy(), make_plan(4)
+    given, without = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([2.0, 0.0, 1.0])
+    inf = torch.inf
+
+    def logits(canvas, cond):
+        sides = torch.where((cond["prompt"] == 0)[:, None], without, given)
+        return sides[:, None].expand(-1, canvas.shape[1], -1)
+
+    policy.logits = logits
+    canvas, cond = torch.full((1, 3), policy.mask_code), {"prompt": torch.tensor([1])}
+    for places in (((1, -inf, -inf),), ((1, -inf, 0.0),), ((1, 1.0, -inf),)):
+        for code, one, other in places:
+            given, without = given.clone(), without.clone()
+            given[code], without[code] = one, other
+            found = guided_logits(policy, canvas, cond, scale)[0, 0]
+            exact = without + scale * (given - without)
+            assert found[code] == -inf
+            assert torch.equal(found[[0, 2]], exact[[0, 2]])
+    sampler = make_sampler(3, guidance_scale=scale)
+    trajectory = sampler.rollout(policy, policy.encode(plan.sample_prompts()), plan)
+    assert (trajectory.final["tokens"] != 1).all()
+
+
 def test_guidance_without_an_empty_prompt_is_refused(
     make_policy, make_sampler, make_plan, draw, monkeypatch
 ):
