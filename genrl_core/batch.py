@@ -23,8 +23,9 @@ class Batch:
     ``population``: ``[T, B]`` bool, the terms that denominators count.
     ``errors``: for the view ``matching``, one ``[T, B]`` per mixture that the objective asked for.
     ``draw_weight``: ``[D, B]``, for a bound whose draws are combined into one term.
-    ``differentiable_reward``: ``[1, B]`` for the view ``reward``, the weighted sum of the rewards
-    of the samples as they are drawn again; ``log_probs`` is 0 there.
+    ``reward`` is the one that ``advantage.combine`` makes of several; so is
+    ``differentiable_reward``, ``[1, B]`` for the view ``reward``, of the samples as they are drawn
+    again; ``log_probs`` is 0 there.
     Entries outside ``mask`` hold the recorded numbers, so that a ratio there is 1 and finite.
     """
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genrl_core.advantage import group_statistics
-from genrl_core.config import FilterConfig
+from genrl_core.advantage import Share, combine, group_statistics, moments, shares_of
+from genrl_core.config import AdvantageConfig, FilterConfig
 from genrl_core.errors import GenRLError, RewardError
 from genrl_core.filters import GroupFilter
 from genrl_core.policy import Policy
@@ -28,8 +28,8 @@ class Rollout:
         trajectory: this rank's samples.
         columns: ``[b]`` where they stand among the B of all ranks.
         terms: ``[T, B]``, all ranks.
-        reward, valid, group: ``[B]``; the weighted sum of rewards, whether the sample has all that
-            apply to its prompt, the group.
+        reward, valid, group: ``[B]``; the rewards as ``advantage.combine`` makes one of them,
+            whether the sample has all that apply to its prompt, the group.
         parts: the plans that this rank's samples come from, for their random streams.
         media, prompts: of this rank's samples.
         metrics: of everything that was drawn, rejected groups included.
@@ -131,11 +131,13 @@ class Collector:
         self, sampler: Sampler, rewards: Mapping[str, tuple[float, Reward]],
         group_filter: GroupFilter, config: FilterConfig, runtime: Runtime,
         samples_per_forward: int, slots: Slots, slot: str = "current",
+        advantage: AdvantageConfig | None = None,
     ):  # fmt: skip
         self._sampler, self._rewards = sampler, rewards
         self._filter, self._config, self._runtime = group_filter, config, runtime
         self._samples_per_forward = samples_per_forward
         self._slots, self._slot = slots, slot
+        self._advantage = advantage or AdvantageConfig()
         self._seconds = {"rollout": 0.0, "reward": 0.0}
 
     def collect(self, plan: Callable[[int, int], Plan], groups: int) -> Rollout:
@@ -200,21 +202,31 @@ class Collector:
         return replace(terms, calls=calls).with_matrices(shared)
 
     def _total(self, part: _Part) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the rewards that apply to a sample's prompt, and whether it has them.
+        """The one reward of every sample, and whether it has those that apply to its prompt.
 
         A reward applies where any sample of the group has it. A sample that lacks one which its
         siblings have is left out: its sum would stand beside theirs as if that reward were 0.
         """
-        total = part.total
+        valid = self._valid(part)
         if not part.rewards:
-            return torch.zeros(total, dtype=torch.float64), torch.ones(total, dtype=torch.bool)
-        weights = torch.tensor([w for w, _ in self._rewards.values()], dtype=torch.float64)
-        table = torch.stack([part.rewards[name] for name in self._rewards])
-        given = ~table.isnan()
-        summed = (weights.unsqueeze(1) * torch.where(given, table, torch.zeros_like(table))).sum(0)
-        groups = torch.zeros(len(table), len(part.plan.prompts), dtype=torch.int64)
+            return torch.zeros(part.total, dtype=torch.float64), valid
+        weighted = {name: (w, part.rewards[name]) for name, (w, _) in self._rewards.items()}
+        shares = shares_of(self._advantage, weighted, valid, part.group)
+        return combine(part.rewards, shares), valid
+
+    def _valid(self, part: _Part) -> Tensor:
+        if not part.rewards:
+            return torch.ones(part.total, dtype=torch.bool)
+        given = ~torch.stack([part.rewards[name] for name in self._rewards]).isnan()
+        groups = torch.zeros(len(given), len(part.plan.prompts), dtype=torch.int64)
         applies = groups.index_add(1, part.group, given.long()).bool()
-        return summed, given.any(0) & (given | ~applies[:, part.group]).all(0)
+        return given.any(0) & (given | ~applies[:, part.group]).all(0)
+
+    def _weighted_sum(self, part: _Part) -> Tensor:
+        """Of the rewards as they are, for the metric: a sum of z-scores has the mean 0 always."""
+        if not part.rewards:
+            return torch.zeros(part.total, dtype=torch.float64)
+        return combine(part.rewards, {name: Share(w) for name, (w, _) in self._rewards.items()})
 
     def _assemble(self, parts: list[_Part], kept: list[Tensor], spread: Tensor) -> Rollout:
         trajectories, media, plans, prompts = [], [], [], []
@@ -223,7 +235,7 @@ class Collector:
         drawn = []
         for part, keep in zip(parts, kept, strict=True):
             reward, valid = self._total(part)
-            drawn.append(reward[valid])
+            drawn.append(self._weighted_sum(part)[valid])
             inside = keep[part.group]
             order = inside.cumsum(0) - 1
             local = inside[part.columns].nonzero().flatten()
@@ -246,22 +258,37 @@ class Collector:
             for name, (weight, _) in self._rewards.items()
         }  # fmt: skip
         metrics = self._metrics(parts, torch.cat(drawn), spread, torch.cat(kept))
-        bad = [n for p in parts for n, v in p.rewards.items() if v.isinf().any()]
         return Rollout(
             Trajectory.concat(trajectories), torch.cat(columns), Trajectory.concat(terms).terms,
             reward, torch.cat(validity), torch.cat(groups), tuple(plans), Media.concat(media),
-            tuple(prompts), metrics, f"reward {bad[0]!r} is not finite" if bad else None,
-            self._slot == "current", apart, _prompt_ids(parts, kept),
+            tuple(prompts), metrics, self._problem(parts), self._slot == "current", apart,
+            _prompt_ids(parts, kept),
         )  # fmt: skip
+
+    def _problem(self, parts: list[_Part]) -> str | None:
+        """Which reward is not finite, or which prompt's rewards have no finite sum."""
+        for part in parts:
+            for name, values in part.rewards.items():
+                if values.isinf().any():
+                    return f"reward {name!r} is not finite"
+            reward, valid = self._total(part)
+            bad = (valid & ~(reward.isfinite() & self._weighted_sum(part).isfinite())).nonzero()
+            if len(bad):
+                row = int(bad[0])
+                prompt = part.plan.prompts[int(part.group[row])]
+                own = ", ".join(f"{n} {float(v[row]):.3g}" for n, v in part.rewards.items())
+                return f"the weighted sum of rewards overflows for prompt {prompt.id!r} ({own})"
+        return None
 
     def _metrics(
         self, parts: list[_Part], reward: Tensor, spread: Tensor, kept: Tensor
     ) -> dict[str, float]:
+        mean, deviation = moments(reward)
         found = {
-            "reward": float(reward.mean()) if len(reward) else float("nan"),
-            "reward_std": float(reward.std()) if len(reward) > 1 else 0.0,
+            "reward": mean if len(reward) else float("nan"),
+            "reward_std": deviation,
             "spread": float(spread.mean()),
-            "zero_spread": float((spread <= 1e-12).double().mean()),
+            "zero_spread": float((spread == 0).double().mean()),
             "groups_kept": float(kept.sum()),
             "groups_rejected": float((~kept).sum()),
             "attempts": float(len(parts)),

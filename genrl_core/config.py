@@ -221,8 +221,9 @@ class AdvantageConfig(Schema):
 
     combine: Literal["sum", "normalise_then_sum"] = Field(
         "sum",
-        description="several rewards: their weighted sum, or each one's group z-score, weighted, "
-        "summed and divided by the batch's deviation (GDPO), which takes the place of the rest",
+        description="several rewards: their weighted sum, or the weighted sum of each one's group "
+        "z-score (GDPO); filter and objectives read it, and with z-scores an advantage is that sum "
+        "divided by the batch's deviation, whatever baseline and scale",
     )
     baseline: Literal["group_mean", "leave_one_out", "batch_mean", "prompt_mean", "none"] = Field(
         "group_mean",

@@ -2,11 +2,16 @@
 
 GLOSSARY: dict[str, str] = {
     "iteration": "how many iterations are complete; 1 on the first line",
-    "reward": "mean of the weighted sum of rewards over all samples drawn, rejected ones included",
+    "reward": "mean of the weighted sum of rewards over all samples drawn, rejected ones included; "
+    "of the rewards as they are, also with `advantage.combine: normalise_then_sum`, where the sum "
+    "that is learned from has the mean 0 by construction",
     "reward_std": "standard deviation of that sum over the samples",
     "reward/<label>": "mean of one reward before its weight",
-    "spread": "mean over the groups of the standard deviation of rewards within a group",
-    "zero_spread": "share of the groups whose rewards are all equal: nothing can be learned there",
+    "spread": "mean over the groups of the standard deviation within a group of the combined "
+    "reward, which is what filter, advantages and objectives read: the weighted sum, or with "
+    "`advantage.combine: normalise_then_sum` that of the z-scores",
+    "zero_spread": "share of the groups whose combined rewards are all equal: nothing can be "
+    "learned there",
     "advantage_std": "standard deviation of the advantages that were learned from",
     "samples": "samples drawn, those of rejected groups included",
     "groups_kept": "groups that were learned from",

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from genrl_core import gradient
+from genrl_core.advantage import shares_of
 from genrl_core.collect import Rollout
-from genrl_core.config import TrainConfig
+from genrl_core.config import AdvantageConfig, TrainConfig
 from genrl_core.errors import GenRLError
 from genrl_core.objective import Objective, Replay
 from genrl_core.policy import Policy
@@ -121,6 +122,7 @@ class Preparer:
     train: TrainConfig
     runtime: Runtime
     rewards: Mapping[str, tuple[float, Reward]]
+    advantage: AdvantageConfig
 
     @property
     def others(self) -> Others:
@@ -209,16 +211,20 @@ class Preparer:
         steps, stop = replayed(side.replay, rollout.streams(f"replay/{update}"))
         applies = {name: ~each.isnan() for name, (_, each) in rollout.rewards.items()}
         given = {n: applies.get(n, rollout.valid)[rollout.columns] for n in self.rewards}
+        known = {
+            n: rollout.rewards.get(n, (w, rollout.reward)) for n, (w, _) in self.rewards.items()
+        }
+        shares = shares_of(self.advantage, known, rollout.valid, rollout.group)
         view = RewardView(
             self.policy, self.sampler, rollout.trajectory, rollout.parts, self.rewards, given,
-            steps, stop,
+            steps, stop, shares={n: share.at(rollout.columns) for n, share in shares.items()},
         )  # fmt: skip
         one = torch.ones(1, len(rollout.reward), dtype=_dtype(self.policy))
         batch = _batch(rollout, advantage, one)
         if update or not rollout.on_policy:
             return Prepared(view, batch, None)
-        known = view if side.replay.stop else replace(view, again=False)
-        return Prepared(view, batch, self._evaluate(known, batch, rollout))
+        drawn = view if side.replay.stop else replace(view, again=False)
+        return Prepared(view, batch, self._evaluate(drawn, batch, rollout))
 
     def _evaluate(self, view: gradient.View, batch: Batch, rollout: Rollout) -> Tensors:
         rows = self.train.rows_per_forward

@@ -1,11 +1,12 @@
 """The view ``reward``: the reward itself, differentiable through the steps behind the samples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from genrl_core.advantage import Share, combine
 from genrl_core.errors import GenRLError, RewardError
 from genrl_core.objective import Replay
 from genrl_core.policy import Policy
@@ -19,7 +20,7 @@ END = -1
 
 @dataclass(frozen=True)
 class RewardView:
-    """The weighted sum of the rewards of samples that are drawn again: one row per sample.
+    """The combined reward of samples that are drawn again: one row per sample.
 
     A sample's random stream depends on nothing but its place in the plan, so drawing it again under
     the same weights gives the same sample, and this time the last ``steps`` of its steps keep their
@@ -34,6 +35,8 @@ class RewardView:
         steps: ``[b]`` int64, how many of the last steps carry the gradient.
         stop: ``[b]`` int64, the step whose prediction is judged, or ``END``.
         again: whether the samples are drawn again; False judges those of the trajectory, in float.
+        shares: label -> how the reward counts in the sum; silent: by its weight. What the samples
+            are compared with is what was recorded of them.
     """
 
     policy: Policy
@@ -45,6 +48,7 @@ class RewardView:
     steps: Tensor
     stop: Tensor
     again: bool = True
+    shares: Mapping[str, Share] = field(default_factory=dict)
 
     @property
     def calls(self) -> int:
@@ -79,15 +83,19 @@ class RewardView:
         return self.sampler.preview(self.policy, cond, plan, stop, steps)
 
     def _judged(self, pixels: Tensor, prompts: Sequence[Prompt], b: Tensor) -> Tensor:
-        """The weighted sum of the rewards that apply: ``[R]`` float64."""
-        total = torch.zeros(len(b), dtype=torch.float64, device=pixels.device)
+        """The rewards that apply, combined: ``[R]`` float64."""
+        values: Tensors = {}
+        shares: dict[str, Share] = {}
+        absent = torch.full((len(b),), torch.nan, dtype=torch.float64, device=pixels.device)
         for label, (weight, reward) in self.rewards.items():
-            rows = self.given[label][b].nonzero().flatten()
+            shares[label] = self.shares.get(label, Share(weight)).at(b).to(pixels.device)
+            rows, values[label] = self.given[label][b].nonzero().flatten(), absent
             if len(rows):
                 asked = [prompts[row] for row in rows.tolist()]
-                value = reward_gradient(label, reward, pixels[rows.to(pixels.device)], asked)
-                total = total.index_add(0, rows.to(total.device), weight * value.to(total))
-        return total
+                rows = rows.to(pixels.device)
+                value = reward_gradient(label, reward, pixels[rows], asked)
+                values[label] = absent.index_put((rows,), value.to(absent))
+        return combine(values, shares)
 
     def blank(self, batch: Batch) -> Tensors:
         return {"differentiable_reward": torch.zeros_like(batch.log_probs)}

@@ -127,6 +127,7 @@ class Trainer:
         self._collector = Collector(
             self.sampler, self.rewards, self._filter, recipe.filter, self.runtime,
             recipe.train.samples_per_forward, self.slots, "old" if "old" in draws else "current",
+            recipe.advantage,
         )  # fmt: skip
         self._learner = Learner(
             self.policy, self.sampler, self.slots, self._sides, recipe.train, recipe.advantage,

@@ -57,7 +57,7 @@ class Learner:
         self._policy, self._sampler, self._slots = policy, sampler, slots
         self._sides, self._train, self._advantage = sides, train, advantage
         self._optimizer, self._scheduler, self._runtime = optimizer, scheduler, runtime
-        self._prepare = Preparer(policy, sampler, slots, train, runtime, rewards or {})
+        self._prepare = Preparer(policy, sampler, slots, train, runtime, rewards or {}, advantage)
         self.statistics = PromptStatistics(advantage)
 
     def learn(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genrl_core.advantage import advantages, normalised_then_summed
+from genrl_core.advantage import advantages, group_statistics, normalised_then_summed
 from genrl_core.config import AdvantageConfig, FilterConfig, StepsConfig
 from genrl_core.errors import RecipeError
 from genrl_core.filters import GroupFilter
@@ -149,7 +149,11 @@ def test_advantages_match_numpy(baseline: str, scale: str) -> None:
             "batch_mean": every.mean(), "none": 0.0,
         }[baseline]  # fmt: skip
         divisor = {"group_std": mine, "batch_std": every}.get(scale)
-        size = 1.0 if divisor is None else float(np.std(divisor, ddof=1)) + 1e-4
+        spread = 1.0 if divisor is None else float(np.std(divisor, ddof=1))
+        if spread == 0:  # the rewards of this group are equal: there is no unit
+            assert found[b] == 0
+            continue
+        size = spread if divisor is None else spread + 1e-4
         assert float(found[b]) == pytest.approx((float(REWARD[b]) - base) / size, abs=1e-12)
 
 
@@ -159,6 +163,84 @@ def test_equal_rewards_give_exactly_zero() -> None:
         AdvantageConfig(epsilon=0.0), reward, torch.ones(4).bool(), torch.zeros(4).long()
     )
     assert found.tolist() == [0, 0, 0, 0]
+
+
+NUMBERS = [0.1, 1 / 3, 0.7, 1 / 7, 1e6 / 3, 1e-9 / 3, 0.3 * 0.1 + 0.7 / 3, -0.1, 0.0]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 6, 7, 8, 12])
+def test_equal_rewards_have_a_spread_of_exactly_0(size: int) -> None:
+    """Whatever the number: the mean of k times 0.1 is not always 0.1."""
+    reward = torch.tensor(NUMBERS, dtype=torch.float64).repeat_interleave(size)
+    group = torch.arange(len(NUMBERS)).repeat_interleave(size)
+    mean, spread, _ = group_statistics(reward, torch.ones_like(group).bool(), group)
+    assert spread.tolist() == [0.0] * len(NUMBERS)
+    assert mean.tolist() == NUMBERS
+    assert not any(GroupFilter(FilterConfig(min_spread=0.0)).keep(spread))
+
+
+@pytest.mark.parametrize("scale", ["group_std", "batch_std", "none"])
+@pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out", "batch_mean", "none"])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-4])
+def test_equal_rewards_have_advantages_of_exactly_0(
+    baseline: str, scale: str, epsilon: float
+) -> None:
+    """Of a group and of the whole batch; only what is compared with nothing is its reward."""
+    config = AdvantageConfig.model_validate(
+        {"baseline": baseline, "scale": scale, "epsilon": epsilon}
+    )
+    for number in NUMBERS:
+        for size in (3, 6, 7):
+            reward = torch.full((2 * size,), number, dtype=torch.float64)
+            group, valid = torch.arange(2 * size) // size, torch.ones(2 * size).bool()
+            found = advantages(config, reward, valid, group)
+            alone = (baseline, scale) == ("none", "none")
+            assert found.tolist() == (reward if alone else torch.zeros_like(reward)).tolist()
+            reward[size:] = torch.arange(size).double()  # the other group differs
+            found = advantages(config, reward, valid, group)[:size]
+            across = baseline in ("batch_mean", "none") and scale != "group_std"
+            assert across or found.tolist() == [0.0] * size
+            assert len(set(found.tolist())) == 1
+
+
+@pytest.mark.parametrize("scale", ["group_std", "batch_std"])
+@pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out", "batch_mean", "none"])
+def test_advantages_do_not_depend_on_the_unit_of_rewards(baseline: str, scale: str) -> None:
+    """Up to 1e308 and down to 1e-300, where squares overflow and vanish."""
+    config = AdvantageConfig.model_validate({"baseline": baseline, "scale": scale, "epsilon": 0.0})
+    expected = advantages(config, REWARD, VALID, GROUP)
+    assert expected[VALID].abs().max() > 0.5
+    for exponent in (-1000, -600, 600, 1018):
+        found = advantages(config, REWARD * 2.0**exponent, VALID, GROUP)
+        assert found.tolist() == expected.tolist()
+
+
+def test_one_huge_reward_leaves_its_group_a_direction() -> None:
+    reward = torch.tensor([1e308, 0.0, 1.0, 2.0, 1.0, 3.0], dtype=torch.float64)
+    group, valid = torch.tensor([0, 0, 0, 0, 1, 1]), torch.ones(6).bool()
+    found = advantages(AdvantageConfig(epsilon=0.0), reward, valid, group)
+    exact = [1.5, -0.5, -0.5, -0.5, -(0.5**0.5), 0.5**0.5]
+    assert found.tolist() == pytest.approx(exact, abs=1e-12)
+
+
+def test_rewards_too_far_apart_are_not_called_equal() -> None:
+    """A deviation above the largest number: not finite, which the loop names."""
+    reward = torch.tensor([1.7e308, -1.7e308], dtype=torch.float64)
+    found = advantages(AdvantageConfig(), reward, torch.ones(2).bool(), torch.zeros(2).long())
+    assert not found.isfinite().any()
+
+
+def test_normalised_then_summed_leaves_equal_groups_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    reward = torch.rand(24, generator=generator, dtype=torch.float64)
+    reward[:8] = 1 / 3
+    other = torch.rand(24, generator=generator, dtype=torch.float64)
+    other[:8] = 0.1
+    group, valid = torch.arange(24) // 8, torch.ones(24).bool()
+    parts = [(0.3, reward), (0.7, other)]
+    found = normalised_then_summed(AdvantageConfig(), parts, valid, group)
+    assert found[:8].tolist() == [0.0] * 8
+    assert found[8:].abs().min() > 0
 
 
 def test_normalised_then_summed_matches_numpy() -> None:

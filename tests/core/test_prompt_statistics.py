@@ -83,6 +83,23 @@ def test_equal_rewards_of_a_prompt_give_exactly_zero() -> None:
         assert advantages(config, reward, valid, group, running).tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("number", [1e6 / 3, 0.7, 1e-9 / 3])
+@pytest.mark.parametrize("scale", ["prompt_std", "group_std", "batch_std"])
+@pytest.mark.parametrize("baseline", ["prompt_mean", "batch_mean"])
+def test_equal_rewards_of_all_time_give_exactly_zero(
+    baseline: str, scale: str, number: float
+) -> None:
+    """Large ones too: no absolute bound says what is equal."""
+    fields = {"baseline": baseline, "scale": scale, "buffer": 32, "epsilon": 1e-4}
+    config = RUNNING.model_copy(update=fields)
+    statistics, group = PromptStatistics(config), torch.arange(14) // 7
+    reward, valid = torch.full((14,), number, dtype=torch.float64), torch.ones(14).bool()
+    for _ in range(3):
+        running = statistics.update(reward, valid, group, ["a", "b"])
+        assert advantages(config, reward, valid, group, running).tolist() == [0] * 14
+    assert running.spread.tolist() == [0] * 14
+
+
 def test_statistics_reach_beyond_the_iteration() -> None:
     """One sample per prompt and equal rewards in the batch: only the past tells them apart."""
     statistics = PromptStatistics(RUNNING.model_copy(update={"min_count": 2}))
