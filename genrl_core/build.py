@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genrl_core import checkpoint
-from genrl_core.config import TrainConfig
-from genrl_core.errors import RecipeError
+from genrl_core.config import ObjectiveConfig, TrainConfig
+from genrl_core.errors import PluginError, RecipeError
 from genrl_core.files import with_umask, write_atomically
 from genrl_core.manifest import sha256
 from genrl_core.negotiate import holds_weights, unread_weights
+from genrl_core.objective import Objective
 from genrl_core.policy import Policy
 from genrl_core.recipe import RESOLVED_FILE, Recipe, load_recipe
 from genrl_core.runtime import Runtime
@@ -63,6 +64,27 @@ def build_policy(recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify
     policy.network.to(runtime.device)
     policy.network.eval()
     return policy
+
+
+def build_objective(label: str, config: ObjectiveConfig) -> Objective:
+    """The objective of a config, both of which say what it reads and who draws for it.
+
+    Raises:
+        PluginError: they say different things, so that one of them would be disregarded.
+    """
+    objective = config.build()
+    for attribute, method, wanted in (
+        ("view", "view_wanted", config.view_wanted()),
+        ("draw_with", "draws_with", config.draws_with()),
+    ):
+        said = getattr(objective, attribute)
+        if said != wanted:
+            raise PluginError(
+                f"objective {label}: {type(config).__name__}.{method}() says {wanted!r}, and the "
+                f"{type(objective).__name__} that it builds has {attribute} {said!r}: a recipe is "
+                "checked by the one and trained by the other; let both say the same"
+            )
+    return objective
 
 
 def _saved_weights(

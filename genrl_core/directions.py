@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from genrl_core.build import build_objective
 from genrl_core.collect import Rollout
 from genrl_core.config import AdvantageConfig, ObjectiveConfig
 from genrl_core.objective import View
@@ -105,7 +106,7 @@ def mean_update(
     slots = Slots(own)
     for name in ("reference", "old"):
         slots.freeze(name)
-    objective = config.build()
+    objective = build_objective("it", config)
     objective.view = view
     advantage = AdvantageConfig.model_validate(config.advantage_defaults)
     learner = learner_for(

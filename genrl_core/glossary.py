@@ -22,6 +22,8 @@ GLOSSARY: dict[str, str] = {
     "grad_norm": "norm of the gradient of all trained weights before clipping, averaged",
     "learning_rate": "of the first optimizer step",
     "skipped": "share of the optimizer steps that were skipped: nothing to learn, or not finite",
+    "empty": "share of the optimizer steps in which no objective had a gradient: no sample with a "
+    "reward, every group rejected, or all rewards of each prompt equal; they move nothing",
     "drift": "largest difference, in nats, between a log-density computed for the update and the "
     "recorded one under the same weights, or between a differentiated reward and the recorded one; "
     "rounding error at most, or the sampler does not score, or not repeat, what it drew",

@@ -9,16 +9,18 @@ A view turns rows (call, sample) into differentiable numbers. The rule:
 
 By the chain rule this is exact for any loss, with the memory of one chunk. A separable loss skips
 step 1: a chunk's fresh numbers are put into the matrix and reduced with the whole batch's
-denominators, so that the chunks add up to the same loss.
+denominators, so that the chunks add up to the same loss. That they do is checked at every pass.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from genrl_core.errors import GenRLError
 from genrl_core.records import Batch, Tensors, fold
 from genrl_core.runtime import Runtime
 
@@ -53,12 +55,14 @@ class Outcome:
         metrics: unreduced, ``[T, B]`` or ``[B]``.
         drift: the largest |number in the second pass - leaf|; None where there was no leaf.
         batch: the batch with the current numbers in it, constant.
+        moves: whether the gradient of any trained number is not 0, on any rank.
     """
 
     loss: float
     metrics: Tensors
     drift: float | None
     batch: Batch
+    moves: bool
 
 
 class _Chunk(NamedTuple):
@@ -84,6 +88,9 @@ def accumulate(
         separable: whether the loss is a sum over terms.
         rows_per_forward: rows in one forward with gradient.
         recorded: ``[K * M, B]`` numbers known to hold under the current weights, if they are.
+
+    Raises:
+        GenRLError: the loss is said to be separable, and its chunks do not add up to it.
     """
     chunks = _chunks(view, batch, columns, rows_per_forward)
     if separable:
@@ -102,20 +109,86 @@ def _one_pass(
     """Chunk by chunk: fresh numbers in the chunk's places, the whole batch's denominators."""
     fields = view.blank(batch)
     values = {name: blank.clone() for name, blank in fields.items()}
+    parts, slopes = [], []
     for k, b, place in chunks:
         fresh = view.evaluate(k, b)
+        for number in fresh.values():
+            if number.requires_grad:
+                number.retain_grad()
         part = {n: blank.index_put(place, fresh[n].to(blank)) for n, blank in fields.items()}
         inside = torch.zeros_like(batch.mask).index_put(place, torch.tensor(True))
         value, _ = loss(replace(view.insert(batch, part), mask=batch.mask & inside))
         if value.requires_grad:
             value.backward()  # type: ignore[no-untyped-call]  # torch's own annotation
+        parts.append(float(value.detach()))
+        slopes.append(_slopes(fresh, {n: each.grad for n, each in fresh.items()}))
         _write(values, fresh, place)
     drift = _drift(values, recorded, chunks) if recorded else None
     values = _share(values, fields, columns, runtime)
-    with torch.no_grad():
-        whole = view.insert(batch, values)
-        total, metrics = loss(whole)
-    return Outcome(float(total), metrics, _agree(drift, runtime), whole)
+    every = [part for rank in runtime.collect(parts) for part in rank]
+    leaf = {n: matrix.clone().requires_grad_(len(every) > 1) for n, matrix in values.items()}
+    total, metrics = loss(view.insert(batch, leaf))
+    moves = _moves(slopes, runtime)
+    if moves and len(every) > 1:
+        _check_parts(total, every, leaf, chunks, slopes, runtime)
+    metrics = {name: metric.detach() for name, metric in metrics.items()}
+    drift = _agree(drift, runtime)
+    return Outcome(float(total.detach()), metrics, drift, view.insert(batch, values), moves)
+
+
+def _slopes(fresh: Tensors, gradients: Mapping[str, Tensor | None]) -> Tensors:
+    """The gradient of a chunk's numbers, ``[R, M]`` each, where they reach the network."""
+    return {
+        name: torch.zeros_like(number) if (found := gradients[name]) is None else found
+        for name, number in fresh.items()
+        if number.requires_grad
+    }
+
+
+def _moves(slopes: list[Tensors], runtime: Runtime) -> bool:
+    """Whether any of the gradients is not 0, on any rank."""
+    mine = any(bool((slope != 0).any()) for chunk in slopes for slope in chunk.values())
+    return runtime.largest(float(mine)) > 0
+
+
+def _check_parts(
+    total: Tensor, parts: list[float], leaf: Tensors, chunks: list[_Chunk], slopes: list[Tensors],
+    runtime: Runtime,
+) -> None:  # fmt: skip
+    """Losses and gradients of all chunks must be those of the whole batch, but for rounding.
+
+    Gradients are compared number by number, up to the root of the precision times the largest:
+    there nothing cancels. What cancels in the sum of the losses is bounded by the gradients times
+    their numbers, or times 1 where these are small, as they are for ratios.
+
+    Raises:
+        GenRLError: they are not, with both sums; alike on every rank.
+    """
+    gradients = {n: torch.zeros_like(matrix) for n, matrix in leaf.items()}
+    if total.requires_grad:
+        found = torch.autograd.grad(total, list(leaf.values()), allow_unused=True)
+        gradients |= {n: g for n, g in zip(leaf, found, strict=True) if g is not None}
+    numbers = [each for chunk in slopes for each in chunk.values()]
+    precision = max([torch.finfo(n.dtype).eps for n in (*leaf.values(), *numbers)]) ** 0.5
+    gap = 0.0
+    for (*_, place), chunk in zip(chunks, slopes, strict=True):
+        for name, slope in chunk.items():
+            apart = float((gradients[name][place] - slope.to(leaf[name])).abs().max())
+            gap = max(gap, apart)
+    gap, precision = runtime.largest(gap), runtime.largest(precision)
+    steepest = max(float(each.abs().max()) for each in gradients.values())
+    whole, added = float(total.detach()), math.fsum(parts)
+    size = abs(whole) + math.fsum(map(abs, parts))
+    for name, gradient in gradients.items():
+        size += float((gradient.abs() * (1 + leaf[name].detach().abs())).sum())
+    if gap > precision * steepest or abs(added - whole) > precision * size:
+        raise GenRLError(
+            f"the losses of {len(parts)} chunks add up to {added:.6g}, and that of the whole batch "
+            f"is {whole:.6g}; their gradients differ by up to {gap:.3g}, of {steepest:.3g}. An "
+            "objective that says separable = True couples terms or samples, so that its gradient "
+            "would depend on train.rows_per_forward: leave separable at False there, or build the "
+            "loss from batch.reduce of a number per term alone"
+        )
 
 
 def _two_passes(
@@ -129,19 +202,22 @@ def _two_passes(
         gradients = dict(zip(leaf, found, strict=True))
     constant = {name: matrix.detach() for name, matrix in leaf.items()}
     values = {name: matrix.clone() for name, matrix in constant.items()}
+    slopes = []
     for k, b, place in chunks:
         fresh = view.evaluate(k, b)
-        pairs = [
-            (fresh[name], gradient[place].to(fresh[name]))
+        slopes.append({
+            name: gradient[place]
             for name, gradient in gradients.items()
             if gradient is not None and fresh[name].requires_grad
-        ]
+        })  # fmt: skip
+        pairs = [(fresh[name], slope.to(fresh[name])) for name, slope in slopes[-1].items()]
         if pairs:
             torch.autograd.backward([f for f, _ in pairs], [g for _, g in pairs])
         _write(values, fresh, place)
     drift = _agree(_drift(values, constant, chunks), runtime)
     metrics = {name: metric.detach() for name, metric in metrics.items()}
-    return Outcome(float(total.detach()), metrics, drift, view.insert(batch, constant))
+    moves = _moves(slopes, runtime)
+    return Outcome(float(total.detach()), metrics, drift, view.insert(batch, constant), moves)
 
 
 def evaluate(

@@ -47,7 +47,8 @@ class Objective(ABC):
             ``reference`` and ``old``, in ``steps`` also ``kl_reference``, ``kl_old`` (KL of the
             drawing weights from the current ones), ``entropy`` and ``value``.
         separable: whether the loss is a sum over terms, so that the parts of a chunked batch add
-            up to it. False for whatever couples terms or samples inside the gradient.
+            up to it, which saves a forward where no recorded numbers hold. False is right for any
+            loss; True where terms or samples are coupled stops the run.
         draw_with: the weight slot whose samples it learns from.
         mixtures: for the view ``matching``: each entry maps slots to coefficients; the batch then
             holds the error of that combination of the slots' predictions in ``errors``.
@@ -56,7 +57,7 @@ class Objective(ABC):
 
     view: View | None = "steps"
     needs: frozenset[str] = frozenset()
-    separable: bool = True
+    separable: bool = False
     draw_with: Literal["current", "old"] = "current"
     mixtures: tuple[Mapping[str, float], ...] = ()
     replay: Replay | None = None

@@ -91,6 +91,7 @@ class _Run:
         self._recipe, self._runtime, self._stop_after = recipe, runtime, stop_after
         self._started = self._saved = time.monotonic()
         self._signals = Signals()
+        self._empty = 0
         self._recorder: Recorder | None = None
         self._early: list[tuple[str, str, dict[str, Any]]] = []
         # All that could refuse a resume comes before its folder is touched.
@@ -170,6 +171,7 @@ class _Run:
             trainer.restore(self._resumed[1])
         code = self._iterate(trainer)
         if code == DONE:
+            trainer.check_learned()
             self._conclude(trainer, results)
         return code
 
@@ -228,6 +230,13 @@ class _Run:
         if self._recorder:
             if record.problem:
                 self._recorder.event("warning", f"optimizer step skipped: {record.problem}")
+            if record.empty:
+                self._empty += 1
+                if self._empty.bit_count() == 1:  # the 1st, 2nd, 4th, ...: metrics count them all
+                    self._recorder.event(
+                        "warning",
+                        f"iteration {number} moved nothing: {record.empty} ({self._empty} so far)",
+                    )
             self._recorder.iteration(metrics)
 
     def _save(self, trainer: Trainer) -> None:

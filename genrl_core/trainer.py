@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genrl_core import build, checkpoint
 from genrl_core.advantage import PromptStatistics
-from genrl_core.collect import Collector
+from genrl_core.collect import Collector, Rollout
 from genrl_core.config import FollowConfig
 from genrl_core.errors import CheckpointError, GenRLError, RecipeError
 from genrl_core.evaluate import Evaluation, evaluate
@@ -35,7 +35,7 @@ from genrl_core.weights import Slots, fingerprint
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 SKIPS = 3
-"""Skipped steps in a row that stop a run."""
+"""Iterations' worth of skipped steps in a row that stop a run."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Record:
         metrics: what ``metrics.jsonl`` holds, see ``recorder.GLOSSARY``.
         media, prompts: this rank's samples that were learned from.
         problem: why an optimizer step was skipped, or None.
+        empty: why there was nothing to learn in all of its steps, or None.
     """
 
     iteration: int
@@ -54,6 +55,7 @@ class Record:
     media: Media
     prompts: tuple[Prompt, ...]
     problem: str | None = field(default=None)
+    empty: str | None = field(default=None)
 
 
 class Trainer:
@@ -134,7 +136,7 @@ class Trainer:
             self.optimizer, self._scheduler, self.runtime, self.rewards,
         )  # fmt: skip
         self.iteration = 0
-        self._skipped = 0
+        self._idle, self._idle_because = 0, ""
 
     def step(self) -> Record:
         """One iteration.
@@ -156,19 +158,36 @@ class Trainer:
         rate = float(self.optimizer.param_groups[0]["lr"])
         learned, problem = self._learner.learn(rollout, seed, self.iteration)
         self.iteration += 1
-        for name, follow in self._followers.items():
-            self.slots.advance(name, follow.share(self.iteration))
+        empty = _nothing_to_learn(rollout) if learned["empty"] == 1 else None
+        if learned["skipped"] == 1:
+            self._idle, self._idle_because = self._idle + 1, problem or empty or "see its warnings"
+        else:
+            for name, follow in self._followers.items():
+                self.slots.advance(name, follow.share(self.iteration))
         self._guard(problem)
         now = time.perf_counter()
         metrics = {"iteration": float(self.iteration), "learning_rate": rate} | rollout.metrics
         metrics |= learned | {"seconds_update": now - middle, "seconds": now - start}
-        return Record(self.iteration, metrics, rollout.media, rollout.prompts, problem)
+        return Record(self.iteration, metrics, rollout.media, rollout.prompts, problem, empty)
+
+    def check_learned(self) -> None:
+        """Refuse to call a policy trained whose weights no iteration has moved.
+
+        Raises:
+            GenRLError: there were iterations, and none took an optimizer step.
+        """
+        if self.iteration and self._idle == self.iteration:
+            raise GenRLError(
+                f"nothing was learned: none of {self.iteration} iterations took an optimizer step, "
+                f"the last because {self._idle_because}. The weights are those that the run began "
+                "with: look at the rewards and at the section filter"
+            )
 
     def _guard(self, problem: str | None) -> None:
-        self._skipped = self._skipped + 1 if problem else 0
-        if self._skipped >= SKIPS:
+        skipped = self._learner.skipped
+        if problem and skipped >= SKIPS * self._learner.steps:
             raise GenRLError(
-                f"{SKIPS} optimizer steps in a row were skipped; the last because {problem}. "
+                f"{skipped} optimizer steps in a row were skipped; the last because {problem}. "
                 "Lower train.learning_rate, or look at that reward or term; the last checkpoint "
                 "is intact"
             )
@@ -215,7 +234,8 @@ class Trainer:
             "scheduler_step": self._scheduler.last_epoch,
             "filter": self._filter.state_dict(),
             "statistics": self._learner.statistics.state_dict(),
-            "skipped": self._skipped,
+            "skipped": self._learner.skipped,
+            "idle": self._idle,
         }
         groups = {"policy": self.slots.state_dict(), "optimizer": tensors}
         groups |= {f"slot_{name}": self.slots.state_dict(name) for name in self._followers}
@@ -274,7 +294,9 @@ class Trainer:
         self._scheduler.last_epoch = state["scheduler_step"]
         self._filter.load_state_dict(state["filter"])
         self._learner.statistics.load_state_dict(state["statistics"])
-        self._skipped = state["skipped"]
+        self._learner.skipped = state["skipped"]
+        self._idle = state.get("idle", 0)  # checkpoints of before do not count them
+        self._idle_because = "see its warnings"
         self.iteration = snapshot.iteration
 
 
@@ -302,10 +324,20 @@ def train(
 def _train_base(recipe: Recipe, notify: build.Notify) -> dict[str, Tensor]:
     """The weights that a recipe ends with, trained by this process alone."""
     trainer = Trainer(recipe, runtime=Runtime(recipe.run.device, alone=True), notify=notify)
-    losses = [trainer.step().metrics["loss"] for _ in range(recipe.train.iterations)]
+    found = [trainer.step().metrics for _ in range(recipe.train.iterations)]
+    trainer.check_learned()
+    losses = [metrics["loss"] for metrics in found if "loss" in metrics]
     if losses and not math.isfinite(losses[-1]):
         raise GenRLError(f"{recipe.name} ended with loss {losses[-1]}")
     return trainer.slots.merged(trainer.slot_in_use)
+
+
+def _nothing_to_learn(rollout: Rollout) -> str:
+    if not len(rollout.reward):
+        return "the filter rejected every group"
+    if not rollout.valid.any():
+        return "no sample has all the rewards that apply to it"
+    return "no objective has a gradient, as where all rewards of a prompt are equal"
 
 
 def _required(value: Any, name: str) -> Any:
@@ -327,4 +359,7 @@ def _sides(recipe: Recipe) -> Sequence[Side]:
     """The objectives grouped by view, in the recipe's order."""
     views = resolve_views(recipe)
     configs = recipe.objective.items()
-    return sides_of((views[label], label, each.weight, each.build()) for label, each in configs)
+    return sides_of(
+        (views[label], label, each.weight, build.build_objective(label, each))
+        for label, each in configs
+    )

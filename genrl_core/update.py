@@ -46,6 +46,7 @@ class Learner:
 
     Attributes:
         statistics: what it remembers of each prompt's rewards; part of a checkpoint.
+        skipped: optimizer steps in a row that something not finite has held back; part of one too.
     """
 
     def __init__(
@@ -59,11 +60,20 @@ class Learner:
         self._optimizer, self._scheduler, self._runtime = optimizer, scheduler, runtime
         self._prepare = Preparer(policy, sampler, slots, train, runtime, rewards or {}, advantage)
         self.statistics = PromptStatistics(advantage)
+        self.skipped = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an iteration that keeps all its groups."""
+        return self._train.num_updates * self._train.num_minibatches
 
     def learn(
         self, rollout: Rollout, seed: int, iteration: int
     ) -> tuple[dict[str, float], str | None]:
         """All updates of one iteration.
+
+        A step in which no objective of the mix has a gradient moves nothing, neither by momentum
+        nor by weight decay, nor the schedule. The metric ``empty`` counts such steps.
 
         Returns:
             The metrics of its optimizer steps, averaged, and what made one of them be skipped.
@@ -72,9 +82,10 @@ class Learner:
             GenRLError: the drift exceeds ``train.drift_tolerance``.
         """
         if rollout.problem is not None:
-            return {"skipped": 1.0}, rollout.problem
+            self.skipped += self.steps
+            return {"skipped": 1.0, "empty": 0.0}, rollout.problem
         if not rollout.valid.any():
-            return {"skipped": 1.0}, None
+            return {"skipped": 1.0, "empty": 1.0}, None
         advantage = self._advantages(rollout)
         # Every old and reference term of all updates is evaluated before the first of them.
         updates = [[self.prepare(side, rollout, advantage, 0) for side in self._sides]]
@@ -95,6 +106,8 @@ class Learner:
                 found, problem = self._step(prepared, rollout, inside, fresh)
                 history.append(found)
                 problems += [problem] if problem else []
+                if problem or not found["skipped"]:
+                    self.skipped = self.skipped + 1 if problem else 0
         spread = float(advantage[rollout.valid].std(correction=0))
         return _average(history) | {"advantage_std": spread}, next(iter(problems), None)
 
@@ -115,7 +128,7 @@ class Learner:
         """One optimizer step on the groups ``inside``."""
         self._optimizer.zero_grad(set_to_none=True)
         found: dict[str, float] = {}
-        total, drift, problem = 0.0, None, None
+        total, drift, problem, moves = 0.0, None, None, False
         for side, ready in zip(self._sides, prepared, strict=True):
             outcome = gradient.accumulate(
                 ready.view, replace(ready.batch, valid=ready.batch.valid & inside), side.loss,
@@ -125,6 +138,7 @@ class Learner:
                 recorded=ready.recorded if fresh else None,
             )  # fmt: skip
             total += outcome.loss
+            moves |= outcome.moves
             if outcome.drift is not None:
                 drift = _largest([drift or 0.0, outcome.drift])
                 self._check_drift(side.view, outcome.drift)
@@ -134,12 +148,14 @@ class Learner:
         norm = _clip(self._slots.trainable.values(), self._train.max_grad_norm)
         if problem is None and not math.isfinite(norm):
             problem = "the gradient norm is not finite"
-        if problem is None:
+        taken = problem is None and moves
+        if taken:
             self._optimizer.step()
             self._scheduler.step()
         # Their memory is the next rollout's.
         self._optimizer.zero_grad(set_to_none=True)
-        found |= {"loss": total, "grad_norm": norm, "skipped": float(problem is not None)}
+        found |= {"loss": total, "grad_norm": norm, "skipped": float(not taken)}
+        found["empty"] = float(problem is None and not moves)
         return found | ({} if drift is None else {"drift": drift}), problem
 
     def _check_drift(self, view: str, drift: float) -> None:

@@ -29,6 +29,7 @@ class Ppo(Objective):
     """
 
     needs = frozenset({"old", "value"})
+    separable = True
 
     def __init__(self, config: "PpoConfig"):
         self._config = config

@@ -20,6 +20,7 @@ class Kl(Objective):
     """
 
     view = None
+    separable = True
 
     def __init__(self, config: "KlConfig"):
         self._config = config
@@ -46,6 +47,7 @@ class Entropy(Objective):
 
     view = None
     needs = frozenset({"entropy"})
+    separable = True
 
     def __init__(self, config: "EntropyConfig"):
         self._config = config

@@ -34,6 +34,7 @@ class Nft(Objective):
     """
 
     view = "matching"
+    separable = True
 
     def __init__(self, config: "NftConfig"):
         self._config, beta, other = config, config.beta, config.partner

@@ -17,6 +17,8 @@ class Reinforce(Objective):
     On policy its gradient equals that of ``grpo`` with ``level: term`` and ``over: sum``.
     """
 
+    separable = True
+
     def __init__(self, config: "ReinforceConfig"):
         self.view = config.view
         self._config = config

@@ -23,7 +23,6 @@ class Dpo(Objective):
     """
 
     needs = frozenset({"reference"})
-    separable = False
 
     def __init__(self, config: "DpoConfig"):
         self.view = config.view
@@ -72,8 +71,6 @@ class Dgpo(Objective):
     the weights before this iteration left its range the way the advantage pushes. The paper shares
     time and noise inside a group: that is the corruption's affair.
     """
-
-    separable = False
 
     def __init__(self, config: "DgpoConfig"):
         self.view = config.view

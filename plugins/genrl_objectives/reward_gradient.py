@@ -28,6 +28,7 @@ class RewardGradient(Objective):
     """
 
     view = "reward"
+    separable = True
 
     def __init__(self, config: "RewardGradientConfig"):
         self._margin = config.margin

@@ -17,6 +17,7 @@ class Sft(Objective):
     """Minus the bound on the log-likelihood of the samples, whatever drew them."""
 
     view = "bound"
+    separable = True
 
     def __init__(self, config: "SftConfig"):
         self._config = config
@@ -27,6 +28,8 @@ class Sft(Objective):
 
 class _Weighted(Objective):
     """``-w log p`` with constant weights, of mean 1 in a group (0 where they take both signs)."""
+
+    separable = True
 
     def __init__(self, config: "RwrConfig | BestOfNConfig | Wd1Config"):
         self.view = config.view

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
 from genrl_core.build import build_policy
 from genrl_core.checkpoint import save
-from genrl_core.errors import RecipeError
+from genrl_core.directions import check_objective
+from genrl_core.errors import PluginError, RecipeError
 from genrl_core.recipe import Recipe
 from genrl_core.runtime import Runtime
+from genrl_core.toys import ToyCanvas, ToyCanvasSampler
+from genrl_core.trainer import Trainer
 
 
 def no_base(recipe: Recipe) -> NoReturn:
@@ -37,3 +40,34 @@ def test_adapters_are_no_weights_to_begin_from(
     recipe = toy_recipe("toy_canvas", f"policy.weights={tmp_path}")
     with pytest.raises(RecipeError, match=r"holds LoRA adapters without.*genrl sample.*--resume"):
         build_policy(recipe, Runtime("cpu"), no_base, print)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "said", "words"),
+    [
+        ("view", "bound", "view_wanted() says 'steps', and the PolicyGradient"),
+        ("view", None, "that it builds has view None"),
+        ("draw_with", "old", "draws_with() says 'current', and the PolicyGradient"),
+    ],
+)
+def test_a_config_and_its_objective_must_say_the_same(
+    toy_recipe: Callable[..., Recipe], attribute: str, said: Any, words: str
+) -> None:
+    """Neither is believed where they differ, by a run or by the checks of plugin authors."""
+    recipe = toy_recipe("toy_canvas")
+    config = recipe.objective["grpo"]
+    built = config.build()
+    setattr(built, attribute, said)
+    object.__setattr__(config, "build", lambda: built)
+
+    def check() -> None:
+        check_objective(config, ToyCanvas(), ToyCanvasSampler(), "steps")
+
+    for believe in (lambda: Trainer(recipe), check):
+        refused = ""
+        try:
+            believe()
+        except PluginError as error:
+            refused = str(error)
+        assert words in refused
+        assert "GrpoConfig" in refused

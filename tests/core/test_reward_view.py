@@ -37,7 +37,6 @@ class Coupled(Objective):
     """A group's log-mean-exp of rewards: couples samples."""
 
     view = "reward"
-    separable = False
     replay = Replay(steps=STEPS)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

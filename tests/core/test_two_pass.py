@@ -1,6 +1,7 @@
 """The two-pass gradient against one pass through the whole graph, for losses that couple terms,
 samples, draws and views; and the invariance of an update to how its rows are batched."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,10 +11,12 @@ from torch import Tensor
 from genrl_core.advantage import advantages
 from genrl_core.collect import Rollout, draw
 from genrl_core.config import AdvantageConfig
-from genrl_core.gradient import _write
+from genrl_core.errors import GenRLError
+from genrl_core.gradient import _write, accumulate
 from genrl_core.objective import Objective, View
 from genrl_core.plan import plan_of
 from genrl_core.records import Batch, Prompt
+from genrl_core.runtime import Runtime
 from genrl_core.testing import ToyReward, learner_for, rollout_of, toys
 from genrl_core.update import Learner
 from genrl_core.weights import Slots
@@ -25,8 +28,6 @@ PROMPTS = tuple(Prompt(str(i), "toy") for i in range(3))
 
 class GroupCoupled(Objective):
     """Cross-entropy between a group's softmax of rewards and its softmax of densities."""
-
-    separable = False
 
     def __init__(self, view: View = "steps"):
         self.view = view
@@ -45,6 +46,7 @@ class ValueLoss(Objective):
     """Squared error of the value, clipped to the recorded one."""
 
     needs = frozenset({"value"})
+    separable = True
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         value, old = batch.need("value"), batch.need("old_value")
@@ -58,6 +60,7 @@ class ValueLoss(Objective):
 class EntropyBonus(Objective):
     view = None
     needs = frozenset({"entropy"})
+    separable = True
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         entropy = batch.need("entropy")
@@ -68,6 +71,7 @@ class NegativeAware(Objective):
     """The forward-process loss of arXiv 2509.16117: errors of mixtures with the reference."""
 
     view = "matching"
+    separable = True
     mixtures = ({"current": 0.5, "reference": 0.5}, {"current": -0.5, "reference": 1.5})
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -81,13 +85,30 @@ class PairedBound(Objective):
 
     view = "bound"
     needs = frozenset({"reference", "old"})
-    separable = False
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         score = (batch.weight * (batch.log_probs - batch.need("reference"))).sum(0)
         order = batch.reward.argsort()
         margin = score[order[-1]] - score[order[0]]
         return -torch.nn.functional.logsigmoid(0.3 * margin), {"score": score}
+
+
+class Pairs(Objective):
+    """Neighbouring samples pull on each other; nothing is said about chunks."""
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        score = torch.where(batch.mask, batch.log_probs, 0.0).sum(0)
+        return ((score[0::2] - 1) * score[1::2]).mean(), {"score": score}
+
+
+class Centred(Objective):
+    """REINFORCE on log-densities less their mean: where nothing has moved, the chunks' losses add
+    up to the batch's, and their gradients do not.
+    """
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        centred = batch.log_probs - batch.log_probs[batch.population].mean()
+        return -batch.reduce(centred * batch.reward), {"centred": centred}
 
 
 def analytic_kl() -> Objective:
@@ -116,6 +137,8 @@ CASES: dict[str, tuple[int, list[Objective], bool]] = {
     "two_views": (1, [clip(), PairedBound(), KlConfig(estimator="k2").build()], False),
     "three_views": (2, [clip(), PairedBound(), NegativeAware()], False),
     "reinforce": (1, [ReinforceConfig().build()], False),
+    "pairs": (0, [Pairs()], False),
+    "centred": (1, [Centred()], False),
 }
 
 
@@ -191,6 +214,71 @@ def test_separable_objectives_are_separable(name: str) -> None:
             for _, _, objective in side.members:
                 objective.separable = True
     torch.testing.assert_close(update(chunked, rollout), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("on_policy", [False, True])
+@pytest.mark.parametrize("name", ["pairs", "centred", "group_coupled", "sequence_coupled_canvas"])
+def test_a_coupled_loss_that_says_separable_stops_the_run(name: str, on_policy: bool) -> None:
+    """With both sums, and before a step is taken; in one chunk there is nothing wrong."""
+    for rows, right in ((1000, True), (3, False), (1, False)):
+        learner, rollout = setting(name, rows_per_forward=rows)
+        learner._train = learner._train.model_copy(update={"drift_tolerance": 1e6})
+        before, said = learner._policy.network.table.detach().clone(), ""
+        ((_, _, objective),) = learner._sides[0].members
+        objective.separable = True
+        try:
+            learner.learn(replace(rollout, on_policy=on_policy), 0, 0)
+        except GenRLError as error:
+            said = str(error)
+        finally:
+            objective.separable = False
+        told = re.search(r"chunks add up to (\S+), and that of the whole batch is (\S+);", said)
+        assert (told is None) == right, f"{rows} rows in a chunk: {said!r}"
+        assert right or torch.equal(before, learner._policy.network.table)
+
+
+class Numbers:
+    """A view of one number per sample, ``[1, B]`` float32: a parameter itself, doubled."""
+
+    calls = 1
+
+    def __init__(self, values: Tensor):
+        self.table = values.requires_grad_()
+
+    def evaluate(self, k: Tensor, b: Tensor) -> dict[str, Tensor]:
+        return {"log_probs": 2 * self.table[b].unsqueeze(1)}
+
+    def blank(self, batch: Batch) -> dict[str, Tensor]:
+        return {"log_probs": torch.zeros_like(batch.log_probs)}
+
+    def insert(self, batch: Batch, values: dict[str, Tensor]) -> Batch:
+        return replace(batch, **values)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_rounding_is_no_coupling(size: float) -> None:
+    """Sums that cancel, in float32: 512 samples whose losses add up to 0, in chunks of groups."""
+    generator = torch.Generator().manual_seed(0)
+    count, zero = 512, torch.zeros(1, 512)
+    advantage = torch.randn(count // 8, 8, generator=generator)
+    advantage = (advantage - advantage.mean(1, keepdim=True)).view(1, count)
+    values = size * (1 + 1e-6 * torch.randn(count, generator=generator))
+    true = torch.ones(1, count, dtype=torch.bool)
+    batch = Batch(
+        zero, zero.long(), zero.long(), true, true, zero + 1, zero + 1, advantage, zero[0],
+        torch.arange(count) // 8, true[0],
+    )  # fmt: skip
+    for loss in (
+        lambda b: b.reduce(-b.advantage * b.log_probs),
+        lambda b: b.reduce(-b.advantage * (b.log_probs - b.log_probs.detach()).exp()),
+    ):
+        view, together = Numbers(values.clone()), Numbers(values.clone())
+        accumulate(
+            view, batch, lambda b, f=loss: (f(b), {}), torch.arange(count), Runtime("cpu"),
+            separable=True, rows_per_forward=8,
+        )  # fmt: skip
+        loss(together.insert(batch, {"log_probs": 2 * together.table.unsqueeze(0)})).backward()
+        torch.testing.assert_close(view.table.grad, together.table.grad)
 
 
 @pytest.mark.parametrize("name", ["sequence_coupled_canvas", "two_views", "value", "matching"])

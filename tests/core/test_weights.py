@@ -178,6 +178,7 @@ class DrawnByOld(Objective):
 def with_old(recipe: Recipe) -> Trainer:
     config = recipe.objective["grpo"]
     object.__setattr__(config, "build", DrawnByOld)
+    object.__setattr__(config, "draws_with", lambda: "old")
     return Trainer(recipe)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from genrl_core import Objective, ObjectiveConfig
+from genrl_core import GenRLError, Objective, ObjectiveConfig
 from genrl_objectives import OBJECTIVES
 
 Make = Callable[..., ObjectiveConfig]
@@ -113,9 +113,9 @@ def test_who_says_separable_is(core: Any, proposed: Make, name: str) -> None:
 def test_a_coupled_objective_called_separable_is_caught(
     core: Any, proposed: Make, name: str
 ) -> None:
-    """The check above can fail: these depend on numbers outside their chunk."""
+    """They depend on numbers outside their chunk, and the run says so before it takes a step."""
     enter(core, proposed, name).separable = True
-    with pytest.raises(AssertionError):
+    with pytest.raises(GenRLError, match="chunks add up to"):
         core.test_separable_objectives_are_separable(name)
 
 
