@@ -219,10 +219,16 @@ def test_separable_objectives_are_separable(name: str) -> None:
 @pytest.mark.parametrize("on_policy", [False, True])
 @pytest.mark.parametrize("name", ["pairs", "centred", "group_coupled", "sequence_coupled_canvas"])
 def test_a_coupled_loss_that_says_separable_stops_the_run(name: str, on_policy: bool) -> None:
-    """With both sums, and before a step is taken; in one chunk there is nothing wrong."""
+    """With both sums, and before a step is taken; in one chunk there is nothing wrong.
+
+    Under the drawing weights too, where every ratio is 1 and only the gradients tell.
+    """
     for rows, right in ((1000, True), (3, False), (1, False)):
         learner, rollout = setting(name, rows_per_forward=rows)
         learner._train = learner._train.model_copy(update={"drift_tolerance": 1e6})
+        if on_policy:
+            drawn = toys()[CASES[name][0]][0].network
+            learner._policy.network.load_state_dict(drawn.state_dict())
         before, said = learner._policy.network.table.detach().clone(), ""
         ((_, _, objective),) = learner._sides[0].members
         objective.separable = True
