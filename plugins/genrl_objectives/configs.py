@@ -149,7 +149,9 @@ class DpoConfig(ObjectiveConfig):
         "sum", description="log-densities are summed over events, or averaged (TRL's ipo does)"
     )
     ratio_clip: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="ratios to the reference are clipped to 1 +- this (D3PO: 0.1)"
+        None,
+        description="every term's ratio to the reference, per event with over: mean, is clipped to "
+        "1 +- this (D3PO: 0.1)",
     )
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Preferences inside a group: DPO on pairs, DGPO on whole groups."""
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,8 @@ class Dpo(Objective):
     group without a difference gives none. With ``view: steps`` a sample's score is its path's
     log-density against the reference, with ``view: bound`` the mean of its draws' bounds (D3PO-like
     and Diffusion-DPO-like: two objectives of one formula). ``level: term`` compares the n-th terms
-    of both samples (D3PO, arXiv 2311.13231, which also clips the ratios).
+    of both samples (D3PO, arXiv 2311.13231, which also clips each ratio; its log-densities are
+    means over a step's elements: ``over: mean``).
     """
 
     needs = frozenset({"reference"})
@@ -48,7 +50,10 @@ class Dpo(Objective):
         config = self._config
         gap = batch.log_probs - batch.need("reference")
         if config.ratio_clip is not None:
-            gap = gap.exp().clamp(1 - config.ratio_clip, 1 + config.ratio_clip).log()
+            # Of the ratio that is compared: per event with over: mean.
+            events = batch.events.clamp(min=1) if config.over == "mean" else 1
+            low, high = math.log1p(-config.ratio_clip), math.log1p(config.ratio_clip)
+            gap = (gap / events).clamp(low, high) * events
         if config.level == "sequence" or self.view == "bound":
             gap = gap * batch.weight
         gap = torch.where(batch.mask, gap, torch.zeros_like(gap))

@@ -244,6 +244,41 @@ def test_whitening_sees_the_mask_alone() -> None:
     assert found[:2].tolist() == pytest.approx([-1, 1], abs=1e-6)
 
 
+@pytest.mark.parametrize("gaps", [(3.2, -1.6), (0.5, -0.25), (12.0, -0.5), (90.0, -90.0)])
+@pytest.mark.parametrize(("over", "events"), [("mean", 64), ("sum", 1)])
+def test_d3po_clips_the_ratio_that_it_compares(
+    proposed: Make, over: str, events: int, gaps: tuple[float, float]
+) -> None:
+    """Arxiv 2311.13231 with log-densities that are means over a latent's 64 elements, or sums."""
+    one = torch.ones(1, 2, dtype=torch.float64)
+    gap = torch.tensor([gaps], dtype=torch.float64)
+    pair = batch(
+        log_probs=gap, old=0 * one, reference=0 * one, events=64 * one.long(), step=0 * one.long(),
+        mask=one.bool(), population=one.bool(), weight=one, scale=one, advantage=one,
+        reward=torch.tensor([1.0, 0.0]), group=torch.zeros(2).long(), valid=torch.ones(2).bool(),
+    )  # fmt: skip
+    objective = proposed("dpo", beta=0.5, level="term", over=over, ratio_clip=0.1).build()
+    leaf = gap.clone().requires_grad_()
+    chosen, rejected = (leaf[0] / events).clamp(max=20).exp().clamp(0.9, 1.1)
+    right = (1 + (rejected / chosen).pow(0.5)).log()  # -log sigmoid(beta log(c / e))
+    assert float(objective.loss(pair)[0]) == pytest.approx(float(right.detach()), abs=1e-12)
+    torch.testing.assert_close(gradient(objective, pair), torch.autograd.grad(right, leaf)[0])
+
+
+def test_a_clip_that_does_not_act_changes_no_score(proposed: Make) -> None:
+    noise = torch.Generator().manual_seed(0)
+    drawn = batch(
+        log_probs=0.1 * torch.randn(2, 4, generator=noise).double(), events=torch.tensor(
+            [[3, 1, 2, 5], [1, 4, 2, 2]]), reference=torch.zeros(2, 4, dtype=torch.float64),
+    )  # fmt: skip
+    for level in ("term", "sequence"):
+        for over in ("sum", "mean"):
+            plain = proposed("dpo", level=level, over=over).build().loss(drawn)[0]
+            fields = {"level": level, "over": over, "ratio_clip": 0.9}
+            clipped = proposed("dpo", **fields).build().loss(drawn)[0]
+            assert float(clipped) == pytest.approx(float(plain), abs=1e-14)
+
+
 @pytest.mark.parametrize("combined", [False, True])
 def test_a_bound_in_pieces_is_preferred_like_one_in_one(proposed: Make, combined: bool) -> None:
     """Two draws whose bound has three terms, some of them absent, or one term: the same pairs.
