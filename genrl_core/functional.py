@@ -22,6 +22,23 @@ Preference = Literal[
     "apo_zero", "apo_down",
 ]  # fmt: skip
 
+MOST_NATS = 20.0
+"""Where the exponent of a ratio ends: in float32 ``exp`` overflows at 88.7, and 0 inf is NaN."""
+
+
+def bounded_exp(log_ratio: Tensor) -> Tensor:
+    """The ratio of a log-ratio, bounded at 20 nats on either side, with gradient 0 beyond.
+
+    Whatever exponentiates a log-ratio uses it, so that a term whose factor is 0 (clipped, or of
+    advantage 0) has gradient 0 however far its ratio has gone.
+    """
+    return log_ratio.clamp(-MOST_NATS, MOST_NATS).exp()
+
+
+def beyond_bound(log_ratio: Tensor) -> Tensor:
+    """Where ``bounded_exp`` acts: bool."""
+    return log_ratio.abs() > MOST_NATS
+
 
 def guided(given: Tensor, without: Tensor, scale: float) -> Tensor:
     """``without + scale (given - without)``: predictions under a prompt, and under none.
@@ -77,9 +94,12 @@ def clipped_surrogate(
     ``-min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A)`` with ``r = exp(log_ratio)``. The minimum
     is taken before any mean. ``epsilon_high`` falls to ``epsilon`` (DAPO, arXiv 2503.14476, sets it
     higher). ``delta`` bounds the ``r`` of the first branch too, so that a sample with a negative
-    advantage cannot become arbitrarily heavy (two-sided clip, INTELLECT-2, arXiv 2505.07291).
+    advantage cannot become arbitrarily heavy (two-sided clip, INTELLECT-2, arXiv 2505.07291). Above
+    ``1 + epsilon_high``, where the paper has it, it touches no positive advantage and is the dual
+    clip of arXiv 1912.09729: ``min(-min(...), -delta A)`` of negative ones. Below, it clips
+    positive ones instead.
     """
-    ratio = log_ratio.exp()
+    ratio = bounded_exp(log_ratio)
     high = epsilon if epsilon_high is None else epsilon_high
     clipped = ratio.clamp(1 - epsilon, 1 + high)
     if delta is not None:
@@ -88,14 +108,31 @@ def clipped_surrogate(
 
 
 def is_clipped(
-    log_ratio: Tensor, advantage: Tensor, epsilon: float, epsilon_high: float | None = None
+    log_ratio: Tensor,
+    advantage: Tensor,
+    epsilon: float,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
 ) -> Tensor:
     """Where the clip of ``clipped_surrogate`` removes the gradient: bool, ``[T, B]``."""
     high = epsilon if epsilon_high is None else epsilon_high
-    ratio = log_ratio.exp()
+    ratio = bounded_exp(log_ratio)
+    cap = math.inf if delta is None else delta
     low_side = (ratio < 1 - epsilon) & (advantage < 0)
-    high_side = (ratio > 1 + high) & (advantage > 0)
-    return low_side | high_side
+    high_side = (ratio > min(1 + high, cap)) & (advantage > 0)
+    return low_side | high_side | is_capped(ratio, advantage, max(1 + high, cap))
+
+
+def capped_surrogate(ratio: Tensor, advantage: Tensor, delta: float | None) -> Tensor:
+    """``-r A``, with ``r`` at most ``delta`` where the advantage is negative: ``[T, B]``."""
+    if delta is not None:
+        ratio = torch.where(advantage < 0, ratio.clamp(max=delta), ratio)
+    return -ratio * advantage
+
+
+def is_capped(ratio: Tensor, advantage: Tensor, delta: float | None) -> Tensor:
+    """Where a negative advantage has a ratio above ``delta``: bool, ``[T, B]``."""
+    return (ratio > (math.inf if delta is None else delta)) & (advantage < 0)
 
 
 def cispo_surrogate(log_probs: Tensor, log_ratio: Tensor, advantage: Tensor, cap: float) -> Tensor:
@@ -104,7 +141,7 @@ def cispo_surrogate(log_probs: Tensor, log_ratio: Tensor, advantage: Tensor, cap
     ``sg`` stops the gradient; ``cap`` bounds the ratio itself, so 1.2 is what ``epsilon_high: 0.2``
     of a clipped surrogate bounds it to.
     """
-    return -log_ratio.detach().exp().clamp(max=cap) * advantage * log_probs
+    return -bounded_exp(log_ratio.detach()).clamp(max=cap) * advantage * log_probs
 
 
 def sapo_surrogate(
@@ -117,7 +154,8 @@ def sapo_surrogate(
     """
     positive = torch.full_like(advantage, temperature)
     tau = torch.where(advantage > 0, positive, torch.full_like(advantage, temperature_negative))
-    return -torch.sigmoid(tau * torch.expm1(log_ratio)) * 4 / tau * advantage
+    gate = torch.sigmoid(tau * torch.expm1(log_ratio.clamp(-MOST_NATS, MOST_NATS)))
+    return -gate * 4 / tau * advantage
 
 
 def one_sided_clip(
@@ -295,6 +333,9 @@ def kl_estimate(
     KL, on policy and off it. The gradients of k1 and k3 alone are not: that of k1 has mean zero and
     that of k3 belongs to the forward KL.
 
+    Where an exponent would pass 20 nats, k3 and unbiased go on linearly with the slope that they
+    have there: the gradient stays finite, keeps the sign of ``x`` and does not become 0.
+
     Raises:
         ValueError: ``unbiased`` without ``old``.
     """
@@ -303,12 +344,31 @@ def kl_estimate(
         return x
     if estimator == "k2":
         return x.square() / 2
-    k3 = torch.expm1(-x) + x
     if estimator == "k3":
-        return k3
+        return _k3(x)
     if old is None:
         raise ValueError("the unbiased estimator needs the log-densities of the drawing weights")
-    return (log_probs - old).exp() * k3
+    return _unbiased(x, log_probs - old)
+
+
+def _k3(x: Tensor) -> Tensor:
+    past = (-x - MOST_NATS).relu()
+    return torch.expm1((-x).clamp(max=MOST_NATS)) + math.exp(MOST_NATS) * past + x
+
+
+def _unbiased(x: Tensor, log_ratio: Tensor) -> Tensor:
+    """``r k3(x)``, and beyond the bound of either exponent what its gradient ``r x`` makes of it.
+
+    ``r k3(x) = exp(d - x) + r (x - 1)``, whose first term does not depend on the weights. Where
+    ``d = log r`` leaves its bound, ``x`` being ``held``, the slope stays ``|r held|`` in ``|x|``.
+    """
+    ratio = bounded_exp(log_ratio)
+    held = x - (log_ratio - log_ratio.clamp(-MOST_NATS, MOST_NATS))
+    slope, size = (ratio * held.abs()).detach(), x.abs()
+    constant = (log_ratio - x).clamp(max=2 * MOST_NATS).exp()
+    value = constant + ratio * (held - 1) + slope * (size - held.abs())
+    far = value.detach() + slope * (size - size.detach())
+    return torch.where(beyond_bound(log_ratio) | (x < -MOST_NATS), far, ratio * _k3(x))
 
 
 def reduce(

@@ -30,7 +30,11 @@ GLOSSARY: dict[str, str] = {
     "ratio_mean": "mean of the ratio of new to old probability; 1 at the first update",
     "ratio_max": "largest such ratio",
     "clip_fraction": "share of the terms whose ratio the clip holds back; 0 at the first update",
+    "ratio_bounded": "share of the terms whose log-ratio is beyond 20 nats, where ratios are "
+    "bounded and have no gradient; above 0 a recipe's steps are far too large",
     "kl": "divergence from the reference policy, in nats, averaged over terms",
+    "kl_bounded": "share of the terms whose log-ratio to the reference, or to the drawing weights "
+    "where the estimator reads them, is beyond 20 nats, where it goes on linearly",
     "entropy": "entropy of the policy's distributions, in nats, averaged over terms",
     "margin": "mean scaled log-ratio of the better sample of a pair minus that of the worse",
     "group_weight": "mean weight of a group in objectives that compare whole groups",

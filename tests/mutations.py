@@ -37,6 +37,7 @@ TREE, REPORT = "GENRL_MUTATION_TREE", "GENRL_MUTATION_REPORT"
 TIMEOUT = 300.0
 
 NUMBERS = "tests/core/test_numbers.py::"
+FAR = "tests/core/test_bounded_ratios.py::"
 GRADIENTS = "tests/core/test_exact_gradients.py::"
 TWO_PASS = "tests/core/test_two_pass.py::"
 TRAINER = "tests/core/test_trainer.py::"
@@ -288,9 +289,50 @@ MUTATIONS = (
         "kl_ratio_detached",
         "the unbiased KL keeps its ratio out of the gradient, which is then the forward KL's",
         "genrl_core/functional.py",
-        "return (log_probs - old).exp() * k3",
-        "return (log_probs - old).exp().detach() * k3",
+        "far, ratio * _k3(x))",
+        "far, ratio.detach() * _k3(x))",
         GRADIENTS + "test_unbiased_kl_has_the_gradient_of_the_closed_form",
+    ),
+    Mutation(
+        "ratio_without_an_end",
+        "the exponent of a ratio is not bounded: inf, and NaN where a clip or a 0 multiplies it",
+        "genrl_core/functional.py",
+        "return log_ratio.clamp(-MOST_NATS, MOST_NATS).exp()",
+        "return log_ratio.exp()",
+        FAR + "test_a_clipped_or_weightless_term_has_gradient_zero_at_any_log_ratio",
+    ),
+    Mutation(
+        "divergence_cut_off",
+        "beyond the bound k3 stays what it is there, and what left the reference is let go",
+        "genrl_core/functional.py",
+        "math.exp(MOST_NATS) * past + x",
+        "0 * past + x",
+        FAR + "test_a_divergence_goes_on_with_its_slope_at_twenty_nats",
+    ),
+    Mutation(
+        "divergence_of_the_wrong_sign",
+        "where r is bounded, the slope of r k3 has the sign that x had at the bound",
+        "genrl_core/functional.py",
+        "slope, size = (ratio * held.abs()).detach(), x.abs()",
+        "slope, size = (ratio * held).detach(), x",
+        FAR + "test_a_divergence_always_pulls_towards_the_reference",
+    ),
+    Mutation(
+        "no_dual_clip_by_default",
+        "without a delta in the recipe a bad sample may weigh as much as its ratio",
+        "plugins/genrl_objectives/presets.py",
+        "delta: Delta | None = Field(10.0, description=DELTA)",
+        "delta: Delta | None = Field(None, description=DELTA)",
+        "tests/plugins/objectives/test_far_ratios.py::"
+        "test_by_default_no_bad_sample_is_arbitrarily_heavy",
+    ),
+    Mutation(
+        "clipped_before_the_mean",
+        "D3PO clips the sum over a step's elements and compares its mean",
+        "plugins/genrl_objectives/preference.py",
+        'batch.events.clamp(min=1) if config.over == "mean" else 1',
+        "1",
+        "tests/plugins/objectives/test_presets.py::test_d3po_clips_the_ratio_that_it_compares",
     ),
     Mutation(
         "sequence_ratio_per_term",

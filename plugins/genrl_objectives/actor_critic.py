@@ -7,6 +7,8 @@ from torch import Tensor
 
 from genrl_core import Batch, Objective
 from genrl_core.functional import (
+    beyond_bound,
+    bounded_exp,
     clipped_surrogate,
     generalized_advantage,
     is_clipped,
@@ -46,18 +48,19 @@ class Ppo(Objective):
         ratio = log_ratio(
             batch.log_probs, batch.need("old"), batch.events, batch.mask, over=config.over
         )
-        clip = (config.epsilon, config.epsilon_high)
+        clip = (config.epsilon, config.epsilon_high, config.delta)
         error = (value - target).square()
         if config.cliprange_value is not None:
             limit = config.cliprange_value
             near = recorded + (value - recorded).clamp(-limit, limit)
             error = torch.maximum(error, (near - target).square())
         entries = clipped_surrogate(ratio, advantage, *clip) + config.vf_coef / 2 * error
-        moved = ratio.detach().exp()
+        moved = bounded_exp(ratio.detach())
         return batch.reduce(entries, config.reduce), {
             "ratio_mean": moved,
             "ratio_max": moved,
             "clip_fraction": is_clipped(ratio.detach(), advantage, *clip).to(moved),
+            "ratio_bounded": beyond_bound(ratio.detach()).to(moved),
             "value_error": (value - target).square(),
             "log_probs": batch.log_probs,
         }

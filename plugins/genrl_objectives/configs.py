@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from genrl_core import Capability, ObjectiveConfig
-from genrl_objectives.presets import EPSILON, OVER, REDUCE, Clip, Level, Over, Reduction
+from genrl_objectives.presets import (
+    DELTA,
+    EPSILON,
+    OVER,
+    REDUCE,
+    Clip,
+    Delta,
+    Level,
+    Over,
+    Reduction,
+)
 
 if TYPE_CHECKING:
     from genrl_core import Objective
@@ -239,6 +249,7 @@ class PpoConfig(ObjectiveConfig):
     epsilon_high: Clip | None = Field(
         None, description="clip of the ratio above 1; silent: the same as epsilon"
     )
+    delta: Delta | None = Field(10.0, description=DELTA)
     over: Over = Field("sum", description=OVER)
     gamma: Share = Field(1.0, description="discount from one step to the next")
     lam: Share = Field(0.95, description="decay of what later values say of a step (GAE)")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from genrl_core import Batch, Objective
-from genrl_core.functional import kl_estimate
+from genrl_core.functional import beyond_bound, kl_estimate
 
 if TYPE_CHECKING:
     from genrl_objectives.configs import EntropyConfig, KlConfig
@@ -16,7 +16,8 @@ class Kl(Objective):
 
     ``unbiased`` is ``r k3`` with ``r`` the ratio to the drawing weights, not detached: its expected
     gradient is that of the reverse KL on policy and off it. Where a term sums over many events the
-    estimators see the sum; ``analytic`` uses the closed form of the sampler instead.
+    estimators see the sum; ``analytic`` uses the closed form of the sampler instead. ``kl_bounded``
+    counts the terms whose log-ratio to the reference, or to ``old``, is beyond 20 nats.
     """
 
     view = None
@@ -29,13 +30,17 @@ class Kl(Objective):
         self.needs = frozenset({"kl_reference"} if analytic else {"reference", *unbiased})
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        metrics = {}
         if self._config.estimator == "analytic":
             kl = batch.need("kl_reference")
         else:
             reference, estimator = batch.need("reference"), self._config.estimator
             old = batch.need("old") if estimator == "unbiased" else None
             kl = kl_estimate(batch.log_probs, reference, old, estimator)
-        return batch.reduce(kl, self._config.reduce), {"kl": kl}
+            far = beyond_bound(batch.log_probs - reference)
+            far = far if old is None else far | beyond_bound(batch.log_probs - old)
+            metrics["kl_bounded"] = far.to(kl)
+        return batch.reduce(kl, self._config.reduce), {"kl": kl} | metrics
 
 
 class Entropy(Objective):

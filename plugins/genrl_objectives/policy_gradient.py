@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from genrl_core import Batch, Objective
-from genrl_core.functional import log_ratio
+from genrl_core.functional import beyond_bound, bounded_exp, log_ratio
 
 if TYPE_CHECKING:
     from genrl_objectives.presets import RatioConfig, ReinforceConfig
@@ -49,10 +49,11 @@ class PolicyGradient(Objective):
             batch.log_probs, batch.need("old"), batch.events, batch.mask, config.level, config.over
         )
         entries, held = config.surrogate(batch, ratio)
-        value = ratio.detach().exp()
+        value = bounded_exp(ratio.detach())
         return batch.reduce(entries, config.reduce), {
             "ratio_mean": value,
             "ratio_max": value,
             "clip_fraction": held.to(value),
+            "ratio_bounded": beyond_bound(ratio.detach()).to(value),
             "log_probs": batch.log_probs,
         }

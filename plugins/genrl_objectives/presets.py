@@ -29,6 +29,12 @@ EPSILON = (
     "clip of the ratio below 1; it has no default, because what a ratio means differs: a token "
     "(0.2), a sum over released tokens (0.1), a mean over latents (1e-4)"
 )
+Delta = Annotated[float, Field(gt=1)]
+DELTA = (
+    "largest ratio of a term with a negative advantage (two-sided or dual clip, arXiv 2505.07291); "
+    "above 1 + epsilon_high, or it clips positive advantages; null: none, as most papers have it"
+)
+DELTA_ALONE = "largest ratio that multiplies a negative advantage; null: none, as the paper has it"
 
 
 class PolicyGradientConfig(ObjectiveConfig):
@@ -87,16 +93,14 @@ class GrpoConfig(RatioConfig):
     epsilon_high: Clip | None = Field(
         None, description="clip of the ratio above 1; silent: the same as epsilon"
     )
-    delta: Annotated[float, Field(gt=1)] | None = Field(
-        None, description="largest ratio of a sample with a negative advantage; silent: none"
-    )
+    delta: Delta | None = Field(10.0, description=DELTA)
 
     def surrogate(self, batch: "Batch", log_ratio: "Tensor") -> "tuple[Tensor, Tensor]":
         from genrl_core.functional import clipped_surrogate, is_clipped
 
-        clip = (self.epsilon, self.epsilon_high)
+        clip = (self.epsilon, self.epsilon_high, self.delta)
         held = is_clipped(log_ratio.detach(), batch.advantage, *clip)
-        return clipped_surrogate(log_ratio, batch.advantage, *clip, self.delta), held
+        return clipped_surrogate(log_ratio, batch.advantage, *clip), held
 
 
 class DrGrpoConfig(GrpoConfig):
@@ -149,7 +153,7 @@ class GmpoConfig(RatioConfig):
     """GMPO: the geometric mean of ratios that are clipped one by one, in log space.
 
     ``-A exp(sum_t clip(d_t) / n)``: the clip stops each log-ratio only the way its advantage pushes
-    it, and comes before the mean over the n events of a sample.
+    it, and comes before the mean over the n events of a sample. ``delta`` is not in the paper.
     """
 
     paper = "arXiv 2507.20673"
@@ -163,18 +167,21 @@ class GmpoConfig(RatioConfig):
     epsilon_high: Clip | None = Field(
         None, description="clip of the log-ratio above 0; silent: the same as epsilon"
     )
+    delta: Delta | None = Field(10.0, description=DELTA_ALONE)
 
     def couples(self) -> bool:
         return True
 
     def surrogate(self, batch: "Batch", log_ratio: "Tensor") -> "tuple[Tensor, Tensor]":
+        from genrl_core.functional import bounded_exp, capped_surrogate, is_capped, one_sided_clip
         from genrl_core.functional import log_ratio as difference
-        from genrl_core.functional import one_sided_clip
 
         clipped = one_sided_clip(log_ratio, batch.advantage, self.epsilon, self.epsilon_high)
         origin = clipped.new_zeros(())
         mean = difference(clipped, origin, batch.events, batch.mask, "sequence", "mean")
-        return -mean.exp() * batch.advantage, clipped != log_ratio
+        ratio = bounded_exp(mean)
+        held = (clipped != log_ratio) | is_capped(ratio.detach(), batch.advantage, self.delta)
+        return capped_surrogate(ratio, batch.advantage, self.delta), held
 
 
 class CispoConfig(RatioConfig):
@@ -203,11 +210,11 @@ class CispoConfig(RatioConfig):
         return value
 
     def surrogate(self, batch: "Batch", log_ratio: "Tensor") -> "tuple[Tensor, Tensor]":
-        from genrl_core.functional import cispo_surrogate
+        from genrl_core.functional import bounded_exp, cispo_surrogate
 
         cap = self.epsilon_high
         loss = cispo_surrogate(batch.log_probs, log_ratio, batch.advantage, cap)
-        return loss, log_ratio.detach().exp() > cap
+        return loss, bounded_exp(log_ratio.detach()) > cap
 
 
 class SapoConfig(RatioConfig):
@@ -314,7 +321,8 @@ class GrpoGuardConfig(_WithOldConfig, GrpoConfig):
 class FlowDppoConfig(_WithOldConfig):
     """Flow-DPPO: no clip; a term that left the trust region may not move further away.
 
-    ``-A r`` where ``KL(old || current) < threshold`` or the gradient leads back.
+    ``-A r`` where ``KL(old || current) < threshold`` or the gradient leads back. ``delta`` is not
+    in the paper.
     """
 
     paper = "arXiv 2606.11025"
@@ -324,13 +332,15 @@ class FlowDppoConfig(_WithOldConfig):
         "event with over: mean (1e-5 for latents) and per term with sum",
         json_schema_extra={"propose": 1e-2},
     )
+    delta: Delta | None = Field(10.0, description=DELTA_ALONE)
 
     def surrogate(self, batch: "Batch", log_ratio: "Tensor") -> "tuple[Tensor, Tensor]":
         import torch
 
-        from genrl_core.functional import leaves_region
+        from genrl_core.functional import bounded_exp, capped_surrogate, is_capped, leaves_region
 
-        kl = self.divergence(batch).detach()
+        kl, ratio = self.divergence(batch).detach(), bounded_exp(log_ratio)
         held = leaves_region(log_ratio.detach(), batch.advantage, kl, self.threshold)
-        loss = -log_ratio.exp() * batch.advantage
-        return torch.where(held, torch.zeros_like(loss), loss), held
+        loss = capped_surrogate(ratio, batch.advantage, self.delta)
+        loss = torch.where(held, torch.zeros_like(loss), loss)
+        return loss, held | is_capped(ratio.detach(), batch.advantage, self.delta)

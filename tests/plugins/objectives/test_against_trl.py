@@ -175,7 +175,7 @@ def test_golden_numbers(name: str) -> None:
     mask = torch.arange(6) < torch.tensor([6, 4, 3, 5]).unsqueeze(1)
     x = {"old": old, "reference": reference, "advantage": advantage, "mask": mask}
     schema = OBJECTIVES[name]
-    config = schema.model_validate({} if name == "sapo" else {"epsilon": 0.2})
+    config = schema.model_validate({} if name == "sapo" else {"epsilon": 0.2, "delta": None})
     assert isinstance(config, RatioConfig)
     batch = batch_of(x, new)
     kl = KlConfig(reduce=config.reduce).build().loss(batch)[0]
@@ -190,7 +190,7 @@ def test_trajectory_ratios_match(trl_trainers: dict[str, Any], name: str, seed: 
     rng = Rng().manual_seed(seed)
     x = numbers(rng)
     epsilon, high = choose(rng, [0.2, 0.4]), choose(rng, [None, 0.3])
-    clip = {"epsilon": epsilon, "epsilon_high": high}
+    clip = {"epsilon": epsilon, "epsilon_high": high, "delta": None}
     schema = GmpoConfig if name == "gmpo" else RlooConfig
     mine, other = leaves_of(x)
     loss = schema.model_validate(clip).build().loss(batch_of(x, mine))[0]
