@@ -22,6 +22,8 @@ class Batch:
     ``[B]``: reward, group, valid.
     ``population``: ``[T, B]`` bool, the terms that denominators count.
     ``errors``: for the view ``matching``, one ``[T, B]`` per mixture that the objective asked for.
+    ``error_weights``: beside each of them where asked for, constant: what makes of the error the
+    mean squared error of the clean sample over its mean absolute one.
     ``draw_weight``: ``[D, B]``, for a bound whose draws are combined into one term.
     ``reward`` is the one that ``advantage.combine`` makes of several; so is
     ``differentiable_reward``, ``[1, B]`` for the view ``reward``, of the samples as they are drawn
@@ -49,6 +51,7 @@ class Batch:
     old_value: Tensor | None = None
     duration: Tensor | None = None
     errors: tuple[Tensor, ...] = ()
+    error_weights: tuple[Tensor, ...] = ()
     draw_weight: Tensor | None = None
     differentiable_reward: Tensor | None = None
 

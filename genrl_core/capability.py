@@ -16,6 +16,7 @@ class Capability(Enum):
     VALUE = "value"
     BOUND = "bound"
     MATCHING = "matching"
+    CLEAN_SAMPLE = "clean_sample"
     DIFFERENTIABLE = "differentiable"
     PREVIEW = "preview"
     IMAGE = "image"
@@ -35,6 +36,7 @@ _SENTENCES = {
     Capability.VALUE: "the network predicts the expected reward of a state",
     Capability.BOUND: "a bound on the log-likelihood of a finished sample can be evaluated",
     Capability.MATCHING: "the prediction on a corrupted sample and its error are given",
+    Capability.CLEAN_SAMPLE: "the prediction on a corrupted sample implies a clean sample",
     Capability.DIFFERENTIABLE: "the reward can be differentiated through the sampler",
     Capability.PREVIEW: "the finished sample can be predicted while a step is taken",
     Capability.IMAGE: "the finished samples are images",

@@ -310,12 +310,26 @@ class FollowConfig(Schema):
         description="share that the slot keeps of itself; 0 copies the current weights"
     )
     ramp: Positive | None = Field(
-        None, description="with it the share is min(decay, ramp x iteration) (arXiv 2509.16117)"
+        None,
+        description="with it the share is min(decay, start + ramp x max(0, iteration - flat)) "
+        "(arXiv 2509.16117)",
     )
+    start: NonNegative = Field(0.0, description="the share that the ramp begins at")
+    flat: Annotated[int, Field(ge=0)] = Field(
+        0, description="iterations before the ramp begins, 75 in the paper's second schedule"
+    )
+
+    @model_validator(mode="after")
+    def _of_a_ramp(self) -> "FollowConfig":
+        if self.ramp is None and (self.start or self.flat):
+            raise ValueError("start and flat say where a ramp begins, and there is no ramp: add it")
+        return self
 
     def share(self, iteration: int) -> float:
         """What the slot keeps after ``iteration`` iterations."""
-        return self.decay if self.ramp is None else min(self.decay, self.ramp * iteration)
+        if self.ramp is None:
+            return self.decay
+        return min(self.decay, self.start + self.ramp * max(0, iteration - self.flat))
 
 
 class WeightsConfig(Schema):

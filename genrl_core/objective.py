@@ -45,7 +45,8 @@ class Objective(ABC):
             of the other objectives of the recipe.
         needs: optional fields of ``Batch`` that it reads. In the views ``steps`` and ``bound``
             ``reference`` and ``old``, in ``steps`` also ``kl_reference``, ``kl_old`` (KL of the
-            drawing weights from the current ones), ``entropy`` and ``value``.
+            drawing weights from the current ones), ``entropy`` and ``value``; in the view
+            ``matching`` ``error_weights``.
         separable: whether the loss is a sum over terms, so that the parts of a chunked batch add
             up to it, which saves a forward where no recorded numbers hold. False is right for any
             loss; True where terms or samples are coupled stops the run.

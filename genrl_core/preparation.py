@@ -26,7 +26,9 @@ from genrl_core.weights import Slots
 
 SCORED = frozenset({"kl_reference", "kl_old", "entropy", "value"})
 _OLDER = frozenset({"old", "reference"})
-_GIVEN = {"steps": _OLDER | SCORED, "bound": _OLDER}
+_GIVEN = {
+    "steps": _OLDER | SCORED, "bound": _OLDER, "matching": frozenset({"error_weights"}),
+}  # fmt: skip
 """By view: what an objective may name in ``needs``."""
 
 
@@ -72,8 +74,10 @@ class Side:
         for label, weight, objective in self.members:
             own = batch
             if objective.mixtures:
-                own = replace(batch, errors=batch.errors[seen : seen + len(objective.mixtures)])
-                seen += len(objective.mixtures)
+                mine = slice(seen, seen + len(objective.mixtures))
+                weights = batch.error_weights[mine]
+                own = replace(batch, errors=batch.errors[mine], error_weights=weights)
+                seen = mine.stop
             value, found = objective.loss(own)
             total = weight * value if total is None else total + weight * value
             metrics |= {f"{label}/{name}": metric.detach() for name, metric in found.items()}
@@ -185,8 +189,9 @@ class Preparer:
             view = BoundView(self.policy, trajectory, corruption, draws, events.shape[1])
         else:
             view = MatchingView(
-                self.policy, trajectory, corruption, draws, side.mixtures, self.others
-            )
+                self.policy, trajectory, corruption, draws, side.mixtures, self.others,
+                weighted="error_weights" in side.needs,
+            )  # fmt: skip
         combined = side.view == "bound" and self.policy.combine_draws
         events, weight, step = _draw_terms(events, weights, combined)
         ones, mask = torch.ones_like(weight), events > 0

@@ -299,7 +299,11 @@ class Matching:
     Attributes:
         prediction: ``[R, ...]``, differentiable.
         error: maps a prediction of that shape to ``[R]``, differentiable.
+        weight: where a prediction implies a clean sample, whose error is a square: maps a
+            prediction to the factor, ``[R]`` and constant, that makes of ``error`` the mean squared
+            error of the clean sample over its mean absolute one (arXiv 2509.16117).
     """
 
     prediction: Tensor
     error: Callable[[Tensor], Tensor]
+    weight: Callable[[Tensor], Tensor] | None = None

@@ -294,6 +294,7 @@ class ToyGaussian(_ToyPolicy):
         return Matching(
             torch.stack(means, -1),
             lambda guess: ((guess - target) / DEVIATION).square().sum(-1) / 2,
+            lambda guess: DEVIATION**2 / (guess - target).abs().mean(-1),
         )
 
 

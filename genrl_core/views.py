@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from genrl_core.errors import GenRLError
 from genrl_core.policy import Policy
-from genrl_core.records import Batch, Others, Tensors, Trajectory, fold, take
+from genrl_core.records import Batch, Matching, Others, Tensors, Trajectory, fold, take
 from genrl_core.sampler import Sampler
 
 
@@ -96,7 +97,11 @@ class BoundView:
 
 @dataclass(frozen=True)
 class MatchingView:
-    """The errors of combinations of the slots' predictions on shared corruptions."""
+    """The errors of combinations of the slots' predictions on shared corruptions.
+
+    Attributes:
+        weighted: whether each comes with the weight that the policy's ``Matching`` gives it.
+    """
 
     policy: Policy
     trajectory: Trajectory
@@ -104,6 +109,7 @@ class MatchingView:
     draws: int
     mixtures: tuple[Mapping[str, float], ...]
     others: Others
+    weighted: bool = False
 
     @property
     def calls(self) -> int:
@@ -123,13 +129,26 @@ class MatchingView:
             mixed = sum(factor * predictions[slot] for slot, factor in mixture.items())
             assert isinstance(mixed, Tensor)
             errors[f"error_{index}"] = matching.error(mixed).unsqueeze(1)
+            if self.weighted:
+                errors[f"weight_{index}"] = self._weight(matching, mixed.detach()).unsqueeze(1)
         return errors
 
+    def _weight(self, matching: Matching, prediction: Tensor) -> Tensor:
+        if matching.weight is None:
+            raise GenRLError(
+                f"{type(self.policy).__name__}.matching gives its errors no weight: give Matching "
+                "one, or do not ask for it (normalize of the objective nft)"
+            )
+        return matching.weight(prediction)
+
     def blank(self, batch: Batch) -> Tensors:
-        names = [f"error_{index}" for index in range(len(self.mixtures))]
-        return _blank(batch, names, self.draws)
+        return _blank(batch, [*self._names("error"), *self._names("weight")], self.draws)
 
     def insert(self, batch: Batch, values: Tensors) -> Batch:
-        return replace(
-            batch, errors=tuple(values[f"error_{index}"] for index in range(len(self.mixtures)))
-        )
+        errors = tuple(values[name] for name in self._names("error"))
+        weights = tuple(values[name] for name in self._names("weight"))
+        return replace(batch, errors=errors, error_weights=weights)
+
+    def _names(self, kind: str) -> list[str]:
+        count = len(self.mixtures) if kind == "error" or self.weighted else 0
+        return [f"{kind}_{index}" for index in range(count)]

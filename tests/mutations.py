@@ -335,6 +335,22 @@ MUTATIONS = (
         "tests/plugins/objectives/test_presets.py::test_d3po_clips_the_ratio_that_it_compares",
     ),
     Mutation(
+        "weight_of_another_space",
+        "the adaptive weight of NFT is that of the prediction and not of the clean sample",
+        "plugins/genrl_diffusion/policy.py",
+        "scale = self._clean_slope(alpha, sigma)",
+        "scale = torch.ones_like(sigma)",
+        DIFFUSION + "test_nft.py::test_normalised_errors_are_those_of_the_clean_sample",
+    ),
+    Mutation(
+        "lag_from_the_start",
+        "the lag of the old weights begins at once, whatever weights.old.flat says",
+        "genrl_core/config.py",
+        "self.ramp * max(0, iteration - self.flat)",
+        "self.ramp * iteration",
+        "tests/core/test_weights.py::test_a_ramp_begins_after_a_flat_stretch",
+    ),
+    Mutation(
         "sequence_ratio_per_term",
         "level: sequence quietly keeps one ratio per term",
         "genrl_core/functional.py",

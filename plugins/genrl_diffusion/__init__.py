@@ -92,7 +92,9 @@ class DiffusionPolicyConfig(PolicyConfig):
     )
 
     def provides(self) -> frozenset[Capability]:
-        given = frozenset({Capability.BOUND, Capability.MATCHING, Capability.IMAGE})
+        given = frozenset({
+            Capability.BOUND, Capability.MATCHING, Capability.CLEAN_SAMPLE, Capability.IMAGE,
+        })  # fmt: skip
         return given | {Capability.DIFFERENTIABLE} if self.differentiable else given
 
 

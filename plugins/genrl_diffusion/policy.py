@@ -162,7 +162,9 @@ class DiffusionPolicy(Policy):
 
         ``prediction`` is ``[R, *shape]``; ``error`` gives ``[R]``, the mean over the elements of
         ``(prediction - target)^2`` (flow matching, arXiv 2210.02747; for ``epsilon`` the simple
-        loss of DDPM, arXiv 2006.11239).
+        loss of DDPM, arXiv 2006.11239). The clean sample that it implies is off by ``k`` times
+        ``prediction - target``, and the weight is ``k^2 / mean |k (prediction - target)|``, whose
+        denominator is at least 1e-5, as in DiffusionNFT's code.
         """
         x0, noise, time = final["latents"], corruption["noise"], corruption["time"]
         alpha, sigma = self.alpha_sigma(time)
@@ -172,7 +174,12 @@ class DiffusionPolicy(Policy):
         def error(prediction: Tensor) -> Tensor:
             return (prediction - target).square().flatten(1).mean(1)
 
-        return Matching(_full(self.predict(x, time.to(x.dtype), cond)), error)
+        def weight(prediction: Tensor) -> Tensor:
+            size = (prediction - target).abs().flatten(1).mean(1).double()
+            scale = self._clean_slope(alpha, sigma)
+            return (scale.square() / (scale * size).clamp(min=1e-5)).to(prediction.dtype)
+
+        return Matching(_full(self.predict(x, time.to(x.dtype), cond)), error, weight)
 
     def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
         """``-w x`` the matching error, ``[R, 1]``, w by ``policy.bound.weighting``.
@@ -187,6 +194,12 @@ class DiffusionPolicy(Policy):
         error = matching.error(matching.prediction)
         weight = self._weight(corruption["time"]).to(error.dtype)
         return Scored(log_probs=-(weight * error).unsqueeze(1))
+
+    def _clean_slope(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """How much x0_hat moves with the prediction, see ``split``: ``[R]``."""
+        if self.prediction == "sample":
+            return torch.ones_like(sigma)
+        return sigma / alpha if self.prediction == "epsilon" else sigma
 
     def _weight(self, time: Tensor) -> Tensor:
         """W in ``bound``: ``[R]`` float64."""

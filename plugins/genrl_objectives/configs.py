@@ -223,7 +223,9 @@ class NftConfig(ObjectiveConfig):
         "their KL in nats for logits); 0 leaves it and the reference out",
     )
     normalize: bool = Field(
-        False, description="divide every error by its own root, held constant (for squared errors)"
+        False,
+        description="the paper's adaptive weight: squared errors of the clean sample over the mean "
+        "absolute one (for diffusion)",
     )
     reduce: Reduction = Field("sample_mean", description=REDUCE)
 
@@ -232,6 +234,9 @@ class NftConfig(ObjectiveConfig):
 
     def draws_with(self) -> Literal["current", "old"]:
         return "old" if self.partner == "old" else "current"
+
+    def needs(self) -> frozenset[Capability]:
+        return super().needs() | ({Capability.CLEAN_SAMPLE} if self.normalize else frozenset())
 
     def build(self) -> "Objective":
         from genrl_objectives.matching import Nft

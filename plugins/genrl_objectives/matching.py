@@ -21,8 +21,8 @@ class Nft(Objective):
     At ``v = o`` the gradient is that of ``clip(A) e``. For categorical predictions the mixtures are
     of log-probabilities. The paper draws samples with the lagging weights ``old``, which are the
     partner; with ``partner: reference`` the current weights draw, and the mixture is with weights
-    that never move. ``normalize`` divides by ``sqrt(sg(e))``, where the paper takes the mean
-    absolute error of the clean sample.
+    that never move. With ``normalize`` every error is the paper's ``mean (x0_hat - x0)^2 / sg(mean
+    |x0_hat - x0|)``, ``x0_hat`` being the clean sample that a prediction implies.
 
     ``pull`` adds ``pull x`` the gap to the reference ``r``, unweighted by the advantage:
 
@@ -39,6 +39,7 @@ class Nft(Objective):
     def __init__(self, config: "NftConfig"):
         self._config, beta, other = config, config.beta, config.partner
         self.draw_with = "old" if other == "old" else "current"
+        self.needs = frozenset({"error_weights"} if config.normalize else ())
         self.mixtures = (
             {"current": beta, other: 1 - beta},
             {"current": -beta, other: 1 + beta},
@@ -53,7 +54,7 @@ class Nft(Objective):
         chance = 0.5 + batch.advantage.clamp(-limit, limit) / (2 * limit)
         metrics = {"error": near, "error_far": far}
         if config.normalize:
-            near, far = (e / e.detach().clamp(min=1e-10).sqrt() for e in (near, far))
+            near, far = near * batch.error_weights[0], far * batch.error_weights[1]
         entries = limit / config.beta * (chance * near + (1 - chance) * far)
         if rest:
             current, reference, between = rest

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from genrl_core import checkpoint
-from genrl_core.config import LoraConfig
+from genrl_core.config import FollowConfig, LoraConfig
 from genrl_core.errors import RecipeError
 from genrl_core.objective import Objective
 from genrl_core.recipe import Recipe
@@ -154,6 +155,26 @@ def test_a_slot_follows_with_its_decay(lora: LoraConfig | None) -> None:
     slots.advance("ema", 0.75)
     for name, tensor in slots.state_dict("ema").items():
         torch.testing.assert_close(tensor, start[name] + 0.25)
+
+
+def test_a_ramp_begins_after_a_flat_stretch(toy_recipe: Make) -> None:
+    """``min(decay, start + ramp max(0, i - flat))``: the schedules of DiffusionNFT (2509.16117)."""
+    assert {"start", "flat"} <= set(FollowConfig.model_fields)
+    second = FollowConfig.model_validate({"decay": 0.999, "ramp": 0.0075, "flat": 75})
+    shares = [second.share(i) for i in (1, 75, 76, 135, 1000)]
+    assert shares == pytest.approx([0, 0, 0.0075, 0.45, 0.999], abs=1e-12)
+    rising = FollowConfig.model_validate({"decay": 0.5, "ramp": 0.1, "start": 0.25})
+    assert [rising.share(i) for i in (0, 2, 9)] == pytest.approx([0.25, 0.45, 0.5])
+    with pytest.raises(ValidationError, match="there is no ramp"):
+        FollowConfig.model_validate({"decay": 0.5, "flat": 3})
+
+    old = "weights.old={decay: 0.9, ramp: 10.0, flat: 2}"
+    trainer = Trainer(toy_recipe("toy_canvas", old, objective={"nft": {"pull": 0.0}}))
+    for iteration in range(1, 4):
+        trainer.step()
+        now, lagging = trainer.slots.state_dict(), trainer.slots.state_dict("old")
+        same = all(torch.equal(now[name], lagging[name]) for name in now)
+        assert same == (iteration <= 2)
 
 
 def test_modules_to_adapt_must_exist() -> None:

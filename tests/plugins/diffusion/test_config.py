@@ -73,7 +73,7 @@ def test_what_a_policy_gives():
         def build(self):
             raise NotImplementedError
 
-    given = {Capability.BOUND, Capability.MATCHING, Capability.IMAGE}
+    given = {Capability.BOUND, Capability.MATCHING, Capability.CLEAN_SAMPLE, Capability.IMAGE}
     assert Config().provides() == given
 
     class Differentiable(Config):

@@ -54,7 +54,8 @@ def test_size_and_capabilities(config):
     assert sum(p.numel() for p in policy.network.parameters()) == 508_993
     given = config().provides()
     assert given == {
-        Capability.BOUND, Capability.MATCHING, Capability.IMAGE, Capability.DIFFERENTIABLE,
+        Capability.BOUND, Capability.MATCHING, Capability.CLEAN_SAMPLE, Capability.IMAGE,
+        Capability.DIFFERENTIABLE,
     }  # fmt: skip
     assert not policy.network.training
     assert not any(isinstance(m, torch.nn.Dropout) for m in policy.network.modules())
