@@ -58,7 +58,8 @@ class Policy(ABC):
             name -> ``[D, B, ...]``. Two names are reserved. ``weight``: ``[D, B]`` float, the
             importance of each draw; the mean over draws of weight x bound is what one estimates.
             ``events``: ``[D, B, M]`` int64, how many events each of a bound's M terms sums over; 0
-            for a term that does not exist. Without it M is 1, and all terms exist.
+            for a term that does not exist. A bound that sums over events says so, since ``over:
+            mean`` divides by them. Without it M is 1, and all terms exist and have one event.
 
         Raises:
             RecipeError: the number of draws does not fit the corruption.

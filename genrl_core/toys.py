@@ -103,8 +103,8 @@ class ToySequence(_ToyPolicy):
     def corrupt(
         self, final: Tensors, streams: Streams, draws: int, update: int, updates: int
     ) -> Tensors:
-        """The exact likelihood needs no corruption: one number per draw that nothing reads."""
-        return {"unused": torch.zeros(draws, len(streams))}
+        """The exact likelihood needs no corruption, only how many symbols it sums over."""
+        return {"events": torch.full((draws, len(streams), 1), 2)}
 
     def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
         return Scored(log_probs=self.log_probs(final["tokens"])[0].sum(1, keepdim=True))
@@ -183,7 +183,8 @@ class ToyCanvas(_ToyPolicy):
         noise = torch.stack([streams.uniform(POSITIONS) for _ in range(draws)])
         hidden = (noise < 0.5) | (noise == noise.amin(-1, keepdim=True))
         weight = torch.arange(1, draws + 1, dtype=torch.float64).unsqueeze(1)
-        return {"hidden": hidden, "weight": weight.expand(draws, len(streams)).clone()}
+        weights = weight.expand(draws, len(streams)).clone()
+        return {"hidden": hidden, "weight": weights, "events": hidden.sum(-1, keepdim=True)}
 
     def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:
         tokens, hidden = final["tokens"], corruption["hidden"]

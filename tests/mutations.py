@@ -351,6 +351,14 @@ MUTATIONS = (
         "tests/core/test_weights.py::test_a_ramp_begins_after_a_flat_stretch",
     ),
     Mutation(
+        "one_event_for_all_tokens",
+        "a bound that sums over all tokens says that it is one event: over: mean does nothing",
+        "plugins/genrl_masked/policy.py",
+        "torch.full_like(events[:, :, :1], events.shape[2])",
+        "torch.ones_like(events[:, :, :1])",
+        BOUNDS + "test_the_bound_of_a_sample_counts_all_its_tokens",
+    ),
+    Mutation(
         "sequence_ratio_per_term",
         "level: sequence quietly keeps one ratio per term",
         "genrl_core/functional.py",

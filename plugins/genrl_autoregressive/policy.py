@@ -102,8 +102,12 @@ class AutoregressivePolicy(Policy):
     def corrupt(
         self, final: Tensors, streams: Streams, draws: int, update: int, updates: int  # noqa: ARG002
     ) -> Tensors:  # fmt: skip
-        """Nothing: the likelihood is exact, so every draw is the same number; one is enough."""
-        return {}
+        """``events`` alone, a sample's tokens: the likelihood is exact, every draw the same number.
+
+        One draw is enough.
+        """
+        length = final["length"].clamp(min=1)
+        return {"events": length.view(1, -1, 1).expand(draws, -1, -1).clone()}
 
     def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:  # noqa: ARG002
         """The logits at every token, ``[R, T, V]``; the error is the mean cross-entropy in nats.

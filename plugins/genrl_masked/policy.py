@@ -124,7 +124,8 @@ class MaskedPolicy(Policy):
         """Which positions are masked, by ``policy.bound.masking``: ``masked`` ``[D, B, N]`` bool.
 
         Beside it stand what ``genrl_masked.remasked`` says, ``prompt_masked`` ``[D, B, P]`` bool
-        with ``prompt_masking``, and with ``granularity: token`` the ``events``.
+        with ``prompt_masking``, and the ``events``: the masked positions one by one with
+        ``granularity: token``, else all N, since the bound of a draw speaks for the whole sample.
         """
         config = self.config.bound
         if problem := config.draws_problem(draws):
@@ -134,9 +135,10 @@ class MaskedPolicy(Policy):
         if config.prompt_masking:
             keys = source.uniform(draws, self.num_prompt_tokens).transpose(0, 1)
             found["prompt_masked"] = keys < config.prompt_masking
-        if config.granularity == "token":
-            found["events"] = found["masked"].long()
-        return found
+        events = found["masked"].long()
+        if config.granularity == "sample":
+            events = torch.full_like(events[:, :, :1], events.shape[2])
+        return found | {"events": events}
 
     def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:
         """The logits of the re-masked canvas; the error is its mean cross-entropy where masked.
@@ -159,13 +161,14 @@ class MaskedPolicy(Policy):
     def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
         """The log-probabilities of the n masked positions, as a sum or one by one: ``[R, M]``.
 
-        With ``granularity: sample`` M is 1: ``-N w(n) x`` their mean cross-entropy, in nats. With
-        ``weighting: mean``, w is 1. With ``elbo``, ``w(n) = 1 / (N P(n))`` makes every n in 1..N
-        count alike, P(n) being the probability that n positions are masked. The expectation over
-        corruptions is then that of ``(N / n) sum over masked of log p`` at a uniform n: the mean
-        log-density over all orders of generating the positions one at a time, and by Jensen a lower
-        bound on the log-likelihood of such generation (arXiv 1310.1757, 2110.02037). Where every
-        position is masked with probability t, the sum over the masked ones is divided by t instead.
+        With ``granularity: sample`` M is 1: ``-N w(n) x`` their mean cross-entropy, of N events.
+        With ``weighting: mean``, w is 1. With ``elbo``, ``w(n) = 1 / (N P(n))`` makes every n in
+        1..N count alike, P(n) being the probability that n positions are masked. The expectation
+        over corruptions is then that of ``(N / n) sum over masked of log p`` at a uniform n: the
+        mean log-density over all orders of generating the positions one at a time, and by Jensen a
+        lower bound on the log-likelihood of such generation (arXiv 1310.1757, 2110.02037). Where
+        every position is masked with probability t, the sum over the masked ones is divided by t
+        instead.
 
         With ``granularity: token`` M is N: the log-probability of each masked position, 0
         elsewhere (UniGRPO, arXiv 2505.15809; diffu-GRPO, 2504.12216). Where the terms make a sum,

@@ -289,7 +289,9 @@ def test_entropy_and_kl_are_those_of_the_distributions(make_ids, draw, setting):
 def test_the_bound_is_the_exact_likelihood(make_ids, draw):
     policy = make_ids("gpt2", double=True)
     _, drawn = draw(policy, plan_of(6), max_new_tokens=7)
-    assert policy.corrupt(drawn.final, plan_of(6).streams("x"), 1, 0, 1) == {}
+    corruption = policy.corrupt(drawn.final, plan_of(6).streams("x"), 1, 0, 1)
+    assert corruption.keys() == {"events"}  # a term is a sum over all tokens of its sample
+    assert torch.equal(corruption["events"], drawn.final["length"].view(1, 18, 1))
     found = policy.bound(drawn.final, drawn.cond, {}).log_probs
     assert found.shape == (18, 1)
     torch.testing.assert_close(found[:, 0], drawn.terms.log_probs.sum(0), rtol=0, atol=1e-10)

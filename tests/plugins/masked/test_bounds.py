@@ -390,6 +390,27 @@ def test_terms_are_the_masked_positions(setting, masking):
     assert torch.equal(old, batch.log_probs)
 
 
+@pytest.mark.parametrize("combine", [False, True], ids=["separate", "combined"])
+@pytest.mark.parametrize("masking", DRAWS)
+def test_the_bound_of_a_sample_counts_all_its_tokens(setting, masking, combine):
+    """ESPO and GDPO: ``over: mean`` is the ratio per token, of all that the bound speaks for."""
+    for objective in ("grpo", "gspo"):
+        fields = {"view": "bound", "epsilon": 0.1, "over": "mean"}
+        draws = DRAWS[masking]
+        learner, rollout = setting(
+            objective, fields, {"draws": draws}, masking=masking, combine=combine
+        )
+        (side,) = learner._sides
+        ready = learner.prepare(side, rollout, torch.zeros(6), 0)
+        assert torch.equal(ready.batch.events, torch.full_like(ready.batch.events, N))
+        assert ready.batch.mask.all()
+        gap = torch.linspace(-1, 1, ready.batch.mask.numel()).double().view_as(ready.batch.mask)
+        moved = replace(ready.batch, log_probs=ready.batch.need("old") + gap)
+        per_token = gap / N if objective == "grpo" else gap.mean(0, keepdim=True) / N
+        found = side.members[0][2].loss(moved)[1]["ratio_mean"]
+        torch.testing.assert_close(found, per_token.exp().expand_as(found))
+
+
 @pytest.mark.parametrize("masking", DRAWS)
 def test_combined_tokens_add_up_to_the_combined_sample(setting, masking):
     """One estimate, whether its terms are positions or whole samples; separate draws average it."""
