@@ -405,10 +405,11 @@ class TrainConfig(Schema):
     samples_per_forward: Count = Field(
         512, description="samples drawn together in a rollout", json_schema_extra=NEUTRAL
     )
-    drift_tolerance: Positive = Field(
-        1e-3,
+    drift_tolerance: Positive | None = Field(
+        None,
         description="largest allowed |log-density now - as recorded| under equal weights, nats; "
-        "of a differentiated reward, in its own units",
+        "of a differentiated reward, in its own units; silent: by the network's precision, 1e-3, "
+        "or 1 in bfloat16",
         json_schema_extra=NEUTRAL,
     )
 

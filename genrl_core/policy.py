@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from genrl_core.records import Matching, Media, Prompt, Scored, Streams, Tensors
@@ -26,6 +27,9 @@ class Policy(ABC):
         fresh_modules: names of modules of the network that weights may lack, such as a value head
             on a base without one. They then start as the policy built them, and beside LoRA
             adapters they train in full, shared by all slots.
+        precision: what the network computes in. A policy sets it whose network enters autocast by
+            itself; else it is that of the weights as loaded, and in bfloat16 the core makes what is
+            trained float32 and runs the forward under autocast, see ``precision``.
     """
 
     network: nn.Module
@@ -33,6 +37,7 @@ class Policy(ABC):
     lora_targets: Sequence[str] = ()
     predicts_value: bool = False
     fresh_modules: Sequence[str] = ()
+    precision: torch.dtype | None = None
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt]) -> Tensors:

@@ -15,6 +15,7 @@ from genrl_core.config import AdvantageConfig, TrainConfig
 from genrl_core.errors import GenRLError
 from genrl_core.plan import permutation
 from genrl_core.policy import Policy
+from genrl_core.precision import DRIFT_TOLERANCE
 from genrl_core.preparation import Prepared, Preparer, Side
 from genrl_core.records import Batch
 from genrl_core.reward import Reward
@@ -159,13 +160,15 @@ class Learner:
         return found | ({} if drift is None else {"drift": drift}), problem
 
     def _check_drift(self, view: str, drift: float) -> None:
-        if drift > self._train.drift_tolerance:
+        precision = self._policy.precision
+        tolerance = self._train.drift_tolerance or DRIFT_TOLERANCE.get(precision, 1e-3)
+        if drift > tolerance:
             what, why = _DRIFTS.get(view, _DRIFTS["steps"])
             raise GenRLError(
                 f"drift: the {what} of the update differ from the recorded ones by up to "
-                f"{drift:.3g} under the same weights (train.drift_tolerance is "
-                f"{self._train.drift_tolerance:g}). {why}, or raise the tolerance for "
-                "low-precision networks"
+                f"{drift:.3g} under the same weights (train.drift_tolerance is {tolerance:g}; the "
+                f"network computes in {str(precision).removeprefix('torch.')}). {why}, or raise "
+                "the tolerance for low-precision networks"
             )
 
     def prepare(self, side: Side, rollout: Rollout, advantage: Tensor, update: int) -> Prepared:

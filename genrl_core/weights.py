@@ -3,7 +3,7 @@
 Without LoRA a slot is a module of its own, put in the place of ``policy.network`` while it is
 active. With LoRA (peft) it is an adapter of the one network, and the reference is the network with
 its adapters switched off. Parameters are never swapped inside a module, because autocast keeps
-casts of them.
+casts of them. What is trained, averaged or lagging is float32, see ``precision``.
 """
 
 import copy
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from genrl_core.config import LoraConfig
 from genrl_core.errors import RecipeError
 from genrl_core.policy import Policy
+from genrl_core.precision import lower, precision_of, widen
 
 CURRENT, REFERENCE = "current", "reference"
 
@@ -41,6 +42,10 @@ class Slots:
         self._seed = seed
         self._modules: dict[str, nn.Module] = {CURRENT: policy.network}
         self._adapters: list[str] = []
+        if policy.precision is None:
+            policy.precision = precision_of(policy.network)
+            if policy.precision == torch.bfloat16:
+                lower(policy.network, policy.precision)
         if lora is not None:
             policy.network.requires_grad_(False)
             self._add_adapter(CURRENT)
@@ -52,6 +57,7 @@ class Slots:
         }
         if not self.trainable:
             raise RecipeError("nothing to train: every parameter of the network is frozen")
+        widen(policy.network, self.trainable.values())
 
     def __contains__(self, name: str) -> bool:
         return name in self._modules or name in self._adapters
@@ -66,6 +72,7 @@ class Slots:
                 self._modules[name] = self._network
                 return
             self._add_adapter(name)
+            widen(self._network, self._parameters(name).values())
             self._advance_adapter(name, 0.0)
             self._switch(CURRENT)
             return

@@ -487,8 +487,8 @@ MUTATIONS = (
         "drift_not_looked_at",
         "the update goes on whatever the drift is",
         "genrl_core/update.py",
-        "drift > self._train.drift_tolerance:",
-        "drift > math.inf:",
+        "if drift > tolerance:",
+        "if drift > math.inf:",
         TRAINER + "test_a_forgotten_temperature_fails_the_drift_check",
     ),
     Mutation(

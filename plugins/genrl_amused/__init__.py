@@ -30,8 +30,9 @@ class AmusedConfig(MaskedPolicyConfig):
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="of the transformer; its text encoder and its decoder, which overflows in half "
-        "precision, stay float32, and so do densities",
+        description="what the transformer's weights are rounded to when they are loaded, and of "
+        "its products; what is trained or averaged stays float32, and so do densities, the text "
+        "encoder, and the decoder, which overflows in half precision",
     )
     attention: Literal["auto", "sdpa", "xformers", "flash"] = Field(
         "auto",

@@ -70,7 +70,9 @@ class CausalLmConfig(ValueHeadConfig, AutoregressivePolicyConfig):
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the network; densities are float32 in any case"
+        "float32",
+        description="what the weights are rounded to when they are loaded, and of the network's "
+        "products; what is trained or averaged, and densities, are float32 in any case",
     )
     chat_template: bool = Field(
         default=False, description="put each prompt into the tokenizer's template as one user turn"

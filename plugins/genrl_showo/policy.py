@@ -41,6 +41,7 @@ class ShowoPolicy(MaskedPolicy):
         network, self.text_tokenizer, num_tokens = load_showo(config)
         self.vocabulary = network.vocabulary
         super().__init__(config, network, num_tokens, self.vocabulary.codes)
+        self.precision: torch.dtype = getattr(torch, config.precision)  # by its own autocast
         self.image_tokenizer = _image_tokenizer(config.image_tokenizer, self.vocabulary.codes)
         self.num_prompt_tokens = config.max_text_tokens + 1
         self._text_length = config.max_text_tokens
