@@ -25,6 +25,12 @@ def read_prompts(path: Path | str) -> list[dict[str, Any]]:
     with ``text`` and, where wanted, ``id`` and ``negative``. Blank lines are left out. A prompt
     without an id gets a hash of its text, numbered where a text stands more than once.
 
+    White space at the ends of a line of text is left out; the values of JSON and CSV are kept as
+    they stand, since ``"A: "`` is made of other tokens than ``"A:"``. What holds white space alone
+    is no text. An empty cell of CSV is as if its column were absent, and so is null as the ``id``
+    or ``negative`` of JSON; null in a further column is the value None. A CSV row has a cell for
+    every column, and a header names no column twice.
+
     Returns:
         One mapping per prompt: ``id``, ``text``, ``negative``, and ``columns`` with the rest.
 
@@ -111,6 +117,10 @@ def _csv_rows(path: Path, text: str, problems: list[Problem]) -> Iterator[_Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         header = list(reader.fieldnames or ())
+        if twice := [name for name in dict.fromkeys(header) if name and header.count(name) > 1]:
+            message = f"the header names {', '.join(twice)} more than once"
+            problems.append(Problem(f"{path}:1", "", message))
+            return
         if header and "text" not in header:
             message = f"no column `text`; the header has {', '.join(header)}"
             problems.append(Problem(f"{path}:1", "", message))
@@ -130,7 +140,8 @@ def _normalise(
 ) -> dict[str, Any] | None:
     row = dict(row)
     place = str(Place(str(path), line))
-    text, negative, name = row.pop("text", None), row.pop("negative", ""), row.pop("id", None)
+    text, negative, name = row.pop("text", None), row.pop("negative", None), row.pop("id", None)
+    negative = "" if negative is None else negative
     if not isinstance(text, str) or not text.strip():
         what = "is missing or empty" if text is None or isinstance(text, str) else "should be text"
         problems.append(Problem(place, "text", what))
@@ -142,7 +153,7 @@ def _normalise(
         problems.append(Problem(place, "id", "should be text or a whole number"))
         return None
     name = None if name is None else str(name)
-    return {"id": name, "text": text.strip(), "negative": negative, "columns": row}
+    return {"id": name, "text": text, "negative": negative, "columns": row}
 
 
 def _hash(text: str, taken: dict[str, int], numbers: dict[str, int]) -> str:

@@ -1394,6 +1394,14 @@ MUTATIONS = (
         "",
         NEGOTIATE + "test_prompts_that_a_reward_cannot_judge_are_counted_and_the_first_is_shown",
     ),
+    Mutation(
+        "prompts_without_their_ends",
+        "white space at the ends of a prompt of JSON or CSV is left out",
+        "genrl_core/prompts.py",
+        '"text": text, "negative"',
+        '"text": text.strip(), "negative"',
+        "tests/core/test_prompts.py::test_white_space_at_the_ends_of_a_value_is_part_of_it",
+    ),
 )
 
 

@@ -1,5 +1,7 @@
 """Prompt files: what is read, and what every kind of broken file says."""
 
+import csv
+import json
 import re
 import subprocess
 import sys
@@ -65,6 +67,7 @@ def test_json_lines_and_csv_keep_further_columns(tmp_path: Path) -> None:
         ("a.csv", "text,x\na,1,2\n", "a.csv:2: should have the header's 2 columns"),
         ("a.csv", "text,x\na\n", "a.csv:2: should have the header's 2 columns"),
         ("a.csv", 'text\n"a\n', "not valid CSV"),
+        ("a.csv", "text,x,text\na,1,b\n", "a.csv:1: the header names text more than once"),
         ("a.md", "a", "end in .txt, .jsonl or .csv"),
     ],
 )
@@ -100,3 +103,41 @@ def test_reading_prompts_imports_no_torch(tmp_path: Path) -> None:
 def test_both_halves_of_a_pair_are_a_character(tmp_path: Path) -> None:
     (prompt,) = read_prompts(write(tmp_path, "a.jsonl", r'{"text": "a \ud83d\udc08"}'))
     assert prompt["text"] == "a \N{CAT}"
+
+
+ENDS = ["A: ", " indented", "\tfew\nshots\n\n", "A:", "A: \u00a0"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_white_space_at_the_ends_of_a_value_is_part_of_it(tmp_path: Path, kind: str) -> None:
+    """As json and csv write it, so they are read: other tokens, other prompts, other ids."""
+    path = tmp_path / f"a.{kind}"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = [{"text": text, "negative": text, "x": text} for text in ENDS]
+        if kind == "jsonl":
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        else:
+            writer = csv.DictWriter(file, ["text", "negative", "x"])
+            writer.writeheader()
+            writer.writerows(rows)
+    found = load_prompts(path)
+    assert [prompt.text for prompt in found] == ENDS
+    assert [prompt.negative for prompt in found] == ENDS
+    assert [prompt.columns["x"] for prompt in found] == ENDS
+    assert len({prompt.id for prompt in found}) == len(ENDS)
+
+
+def test_empty_cells_are_absent_and_null_is_no_text(tmp_path: Path) -> None:
+    table = write(tmp_path, "a.csv", "text,id,negative,x,\na,,,,\nb,k, ,0,\n")
+    first, second = read_prompts(table)
+    assert (first["negative"], first["columns"]) == ("", {})
+    assert second == {"id": "k", "text": "b", "negative": " ", "columns": {"x": "0"}}
+    rows = '{"text": "a", "id": null, "negative": null, "x": null}\n{"text": "a"}\n'
+    try:
+        first, second = read_prompts(write(tmp_path, "a.jsonl", rows))
+    except RecipeError as error:
+        pytest.fail(f"null is not taken for an absent value: {error}")
+    assert first == {"id": second["id"][:12], "text": "a", "negative": "", "columns": {"x": None}}
+    for name, content in {"b.jsonl": '{"text": " \\n"}\n', "b.csv": 'text,x\n" ",1\n'}.items():
+        with pytest.raises(RecipeError, match=f"{name}:.: text: is missing or empty"):
+            read_prompts(write(tmp_path, name, content))
