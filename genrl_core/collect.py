@@ -3,18 +3,17 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from genrl_core.advantage import Share, combine, group_statistics, moments, shares_of
 from genrl_core.config import AdvantageConfig, FilterConfig
-from genrl_core.errors import GenRLError, RewardError
+from genrl_core.errors import GenRLError
 from genrl_core.filters import GroupFilter
 from genrl_core.policy import Policy
 from genrl_core.records import Media, Plan, Prompt, Streams, Tensors, Terms, Trajectory, fold, take
-from genrl_core.reward import Reward
+from genrl_core.reward import Reward, ask, checked_values
 from genrl_core.runtime import Runtime
 from genrl_core.sampler import Sampler
 from genrl_core.weights import Slots
@@ -97,27 +96,11 @@ def judge(label: str, reward: Reward, media: Media, prompts: Sequence[Prompt]) -
     """What one reward says, checked: ``[b]`` float64, NaN where it gave None.
 
     Raises:
-        RewardError: it raised, or gave the wrong number of values, or something that is no number.
+        RewardError: it raised, or gave something else than a number or None per sample.
     """
-    try:
-        given: list[Any] = list(reward(media, prompts))
-    except GenRLError:
-        raise
-    except Exception as error:
-        raise RewardError(
-            f"reward {label!r} raised {type(error).__name__}: {error}; the run stops, since a "
-            "failed reward must not count as a bad sample"
-        ) from error
-    if len(given) != len(prompts):
-        raise RewardError(f"reward {label!r} gave {len(given)} values for {len(prompts)} samples")
-    for place, value in enumerate(given):
-        odd = isinstance(value, bool | str) or not hasattr(value, "__float__")
-        if value is not None and odd:
-            raise RewardError(
-                f"reward {label!r} gave {value!r} for sample {place} "
-                f"(prompt {prompts[place].text!r}): expected a number or None"
-            )
-    values = [float("nan") if value is None else float(value) for value in given]
+    what = f"reward {label!r}"
+    given = checked_values(what, ask(what, lambda: reward(media, prompts)), prompts)
+    values = [float("nan") if value is None else value for value in given]
     absent = torch.tensor([value is None for value in given], dtype=torch.bool)
     found = torch.tensor(values, dtype=torch.float64)
     # Infinity marks "not finite" from here on, NaN marks "no reward here".

@@ -8,7 +8,7 @@ from genrl_core.collect import draw, judge
 from genrl_core.plan import evaluation_plan
 from genrl_core.policy import Policy
 from genrl_core.records import Media, Prompt
-from genrl_core.reward import Reward
+from genrl_core.reward import Reward, measure
 from genrl_core.runtime import Runtime
 from genrl_core.sampler import Sampler
 
@@ -58,9 +58,8 @@ def evaluate(
     whole = whole.select(sorted(range(len(order)), key=order.__getitem__))
     asked = tuple(plan.sample_prompts())
     metrics: dict[str, float] = {}
-    for label, measure in measures.items():
-        for name, value in measure.summary(whole, asked).items():
-            metrics[f"{label}/{name}" if name else label] = value
+    for label, each in measures.items():
+        metrics |= measure(label, each, whole, asked)
     for label, (_, reward) in rewards.items():
         metrics[f"reward/{label}"] = float(judge(label, reward, whole, asked).nanmean())
     return Evaluation(metrics, whole, asked, num_generations)

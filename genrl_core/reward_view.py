@@ -11,7 +11,7 @@ from genrl_core.errors import GenRLError, RewardError
 from genrl_core.objective import Replay
 from genrl_core.policy import Policy
 from genrl_core.records import Batch, Plan, Prompt, Streams, Tensors, Trajectory, take
-from genrl_core.reward import Reward
+from genrl_core.reward import Reward, ask
 from genrl_core.sampler import Sampler
 
 END = -1
@@ -112,22 +112,19 @@ def reward_gradient(
     Raises:
         RewardError: it has no gradient, raised, or gave something else than one number per sample.
     """
-    try:
-        value = reward.gradient(pixels, prompts)
-    except GenRLError:
-        raise
-    except Exception as error:
-        raise RewardError(
-            f"the gradient of reward {label!r} raised {type(error).__name__}: {error}"
-        ) from error
+    what = f"the gradient of reward {label!r}"
+    value: object = ask(what, lambda: reward.gradient(pixels, prompts))
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise RewardError(f"{what} is a {kind}: expected a tensor of floats, one per sample")
     if value.shape != (len(prompts),):
         raise RewardError(
-            f"the gradient of reward {label!r} has the shape {tuple(value.shape)}: expected "
+            f"{what} has the shape {tuple(value.shape)}: expected "
             f"[{len(prompts)}], one number per sample"
         )
     if pixels.requires_grad and torch.is_grad_enabled() and not value.requires_grad:
         raise RewardError(
-            f"the gradient of reward {label!r} does not depend on the pixels: make it of torch "
+            f"{what} does not depend on the pixels: make it of torch "
             "operations on them, without detach, item or numpy"
         )
     return value

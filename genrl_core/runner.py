@@ -72,6 +72,10 @@ def run(
     except _Interrupted:
         runtime.close(together=False)
         return STOPPED
+    except SystemExit as ending:  # no part of a run may end the process as if it were done
+        runtime.close(together=False)
+        message = f"a component called sys.exit({ending.code!r}); raise an error with the reason"
+        raise GenRLError(message) from ending
     except BaseException:
         runtime.close(together=False)
         raise

@@ -694,10 +694,9 @@ MUTATIONS = (
     Mutation(
         "failed_reward_is_zero",
         "a reward that raises counts as 0 for all its samples",
-        "genrl_core/collect.py",
-        "    except Exception as error:\n        raise RewardError(",
-        "    except Exception as error:\n        return torch.zeros(len(prompts)).double()\n"
-        "        raise RewardError(",
+        "genrl_core/reward.py",
+        "    except BaseException as error:\n        raise RewardError(",
+        "    except BaseException as error:\n        return [0.0] * 12\n        raise RewardError(",
         TRAINER + "test_a_broken_reward_stops_the_run",
     ),
     Mutation(
@@ -1393,6 +1392,22 @@ MUTATIONS = (
         "    judge.prompts(rewards_injected)\n",
         "",
         NEGOTIATE + "test_prompts_that_a_reward_cannot_judge_are_counted_and_the_first_is_shown",
+    ),
+    Mutation(
+        "reward_leaves_as_done",
+        "a reward that calls sys.exit(0) ends the run as a success",
+        "genrl_core/reward.py",
+        "except (GenRLError, KeyboardInterrupt):",
+        "except (GenRLError, KeyboardInterrupt, SystemExit):",
+        "tests/core/test_odd_rewards.py::test_what_is_no_list_of_numbers_is_refused",
+    ),
+    Mutation(
+        "keys_are_rewards",
+        "whatever can be iterated over is taken for numbers: the keys of a mapping, bytes, sets",
+        "genrl_core/reward.py",
+        "    if not array and not isinstance(given, list | tuple):\n",
+        "    given = given if array else [*given]\n    if False:\n",
+        "tests/core/test_odd_rewards.py::test_what_is_no_list_of_numbers_is_refused",
     ),
     Mutation(
         "prompts_without_their_ends",
