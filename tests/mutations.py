@@ -1354,6 +1354,23 @@ MUTATIONS = (
         JUDGE + "test_a_request_that_always_fails_is_missing",
     ),
     Mutation(
+        "clock_per_read",
+        "an attempt may take its time between any two bytes, so that a slow service never ends",
+        "plugins/genrl_rewards/chat.py",
+        "                asyncio.timeout(self._timeout),\n"
+        "                httpx2.AsyncClient(**self._client) as client,",
+        "                httpx2.AsyncClient(**self._client | {'timeout': 1.0}) as client,",
+        JUDGE + "test_an_attempt_ends_in_time_wherever_the_bytes_are_slow",
+    ),
+    Mutation(
+        "cut_reply_is_an_answer",
+        "a reply that the connection cut short is read as if it were whole",
+        "plugins/genrl_rewards/chat.py",
+        'raise UnavailableError("a reply that ended before its JSON did") from None',
+        "return {}",
+        JUDGE + "test_a_reply_that_is_cut_short_is_asked_for_again",
+    ),
+    Mutation(
         "half_a_sum_of_rewards",
         "a sample that lacks one of two rewards stands beside its siblings as if that were 0",
         "genrl_core/collect.py",

@@ -1,27 +1,34 @@
-"""A client of services that speak OpenAI's chat completions, over the standard library's HTTP.
+"""A client of services that speak OpenAI's chat completions, over httpx2.
 
 It sends JSON and reads JSON, follows no redirect (the key would travel along), reads no more than
-``MAX_REPLY`` bytes and shows the key to nobody but the service.
+``MAX_REPLY`` bytes and shows the key to nobody but the service. An attempt is one connection under
+one clock: a time-out per read, which is what synchronous clients have, never ends where a service
+sends a byte now and then, be it of the headers, the body or what follows the body.
 """
 
+import asyncio
 import json
 import logging
+import os
+import ssl
+import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
-from typing import Any, NoReturn
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from genrl_core import RewardError
+import httpx2
+
+from genrl_core import RecipeError, RewardError
 
 MAX_REPLY = 2**20
-"""Bytes of a reply that are read; a longer one is no answer."""
+"""Bytes of a reply that are read; a longer one is no answer. Headers have 100 kB, by h11."""
 LONGEST_WAIT = 30.0
 """Seconds between two attempts at the most."""
-_CHUNK = 2**16
 _RETRIED = {408, 429}
 _HERE = {"127.0.0.1", "::1", "localhost"}
 _log = logging.getLogger("genrl_rewards")
@@ -50,12 +57,15 @@ class Chat:
     Args:
         url: of ``chat/completions``.
         key: sent as a bearer token; None for none.
-        timeout: seconds that an attempt may take in all.
+        timeout: seconds that an attempt may take in all, from the name's look-up to the last byte.
         retries: attempts after the first one.
         outage: seconds without an answer after which a call gives up.
         least: share of the requests that must be answered, 0 to 1.
         concurrency: requests at a time.
         first_wait: seconds before the second attempt.
+
+    Raises:
+        RecipeError: the environment names a proxy that cannot be used.
     """
 
     def __init__(
@@ -66,10 +76,10 @@ class Chat:
         self._timeout, self._retries, self._outage = timeout, retries, outage
         self._least, self._concurrency, self._first_wait = least, concurrency, first_wait
         self._answered_at, self._reason = 0.0, ""
-        here = urlsplit(url).hostname in _HERE
-        # A proxy that the environment names cannot reach this machine's own services.
-        handlers = [_NoRedirect, urllib.request.ProxyHandler({})] if here else [_NoRedirect]
-        self._opener = urllib.request.build_opener(*handlers)
+        self._client: dict[str, Any] = {
+            "trust_env": False, "proxy": _proxy(url), "verify": ssl.create_default_context(),
+            "follow_redirects": False, "timeout": None,
+        }  # fmt: skip
 
     def ask(self, bodies: Sequence[Callable[[], Json]]) -> list[Json | None]:
         """The reply to every request, None where there was none; a body is made when it is sent.
@@ -117,7 +127,8 @@ class Chat:
 
     def _round(self, bodies: Sequence[Callable[[], Json]]) -> list[Json | None]:
         """Every request with its retries."""
-        with ThreadPoolExecutor(min(self._concurrency, len(bodies))) as pool:
+        workers = min(self._concurrency, len(bodies))
+        with _event_loop() as self._loop, ThreadPoolExecutor(workers) as pool:
             futures = [pool.submit(self._persist, body) for body in bodies]
             try:
                 return [future.result() for future in futures]
@@ -152,74 +163,128 @@ class Chat:
             UnavailableError: another attempt may succeed.
             RewardError: none will.
         """
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self._url, data, headers, method="POST")  # noqa: S310
-        deadline = time.monotonic() + self._timeout
-        try:
-            with self._opener.open(request, timeout=self._timeout) as response:
-                return _json(_read(response, deadline))
-        except urllib.error.HTTPError as error:
-            with error:
-                self._refused(error, deadline)
-        except (OSError, HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            raise UnavailableError(self._hidden(f"{type(error).__name__}: {reason}")) from None
+        reply = asyncio.run_coroutine_threadsafe(self._exchange(data), self._loop).result()
+        if 200 <= reply.status < 300:
+            return self._json(reply)
+        said = reply.body.decode("utf-8", "replace")
+        raise RewardError(
+            f"{self._url} refused a request with HTTP {reply.status}: "
+            f"{self._hidden(said)[:300].strip() or 'it gave no reason'}. {_advice(reply.status)}"
+        )
 
-    def _refused(self, error: urllib.error.HTTPError, deadline: float) -> NoReturn:
-        """What a status other than 200 means.
+    async def _exchange(self, data: bytes) -> "_Reply":
+        """The reply to one request; when the time is over the connection is closed.
 
         Raises:
             UnavailableError: another attempt may be met otherwise.
-            RewardError: none will.
+            RewardError: the address is none.
         """
-        if error.code in _RETRIED or error.code >= 500:
-            raise UnavailableError(
-                f"HTTP {error.code}", _seconds(error.headers.get("Retry-After"))
-            ) from None
+        # What is packed could unfold to more than is read.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers |= {"Accept": "application/json"}
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
+        reply = _Reply()
         try:
-            said = _read(error, deadline).decode("utf-8", "replace")
-        except (OSError, HTTPException, UnavailableError):
-            said = ""
-        raise RewardError(
-            f"{self._url} refused a request with HTTP {error.code}: "
-            f"{self._hidden(said)[:300].strip() or 'it gave no reason'}. {_advice(error.code)}"
-        ) from None
+            async with (
+                asyncio.timeout(self._timeout),
+                httpx2.AsyncClient(**self._client) as client,
+                client.stream("POST", self._url, content=data, headers=headers) as response,
+            ):
+                reply.status, reply.headers = response.status_code, response.headers
+                if reply.passing:
+                    wait = _seconds(reply.headers.get("Retry-After"))
+                    raise UnavailableError(f"HTTP {reply.status}", wait)
+                async for part in response.aiter_raw():
+                    reply.body += part
+                    if len(reply.body) > MAX_REPLY:
+                        raise UnavailableError(f"a reply of more than {MAX_REPLY:,} bytes")
+        except httpx2.InvalidURL as error:
+            raise RewardError(f"{self._url} is no address: {error}; look at `base_url`") from None
+        except (UnavailableError, TimeoutError, httpx2.TransportError, OSError) as error:
+            if reply.status >= 300 and not reply.passing:
+                return reply  # refused, whatever became of the reason
+            if isinstance(error, UnavailableError):
+                raise
+            late = f"no whole reply in {self._timeout:g} s"
+            reason = late if isinstance(error, TimeoutError) else self._hidden(_reason(error))
+            raise UnavailableError(reason) from None
+        return reply
+
+    def _json(self, reply: "_Reply") -> Json:
+        """The object in a reply; an empty one where there is none, which no answer is read from.
+
+        Raises:
+            UnavailableError: the reply's length was not said, and it may have been cut short.
+        """
+        try:
+            found = json.loads(reply.body)
+        except (ValueError, RecursionError):
+            if not {"content-length", "transfer-encoding"} & reply.headers.keys():
+                raise UnavailableError("a reply that ended before its JSON did") from None
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _hidden(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        """None: the redirect is an error, with its status."""
+@dataclass
+class _Reply:
+    """What has come of a reply so far; status 0 before any of it has."""
+
+    status: int = 0
+    headers: Any = field(default_factory=dict)
+    body: bytes = b""
+
+    @property
+    def passing(self) -> bool:
+        """Whether another attempt may be met otherwise."""
+        return self.status in _RETRIED or self.status >= 500
 
 
-def _read(response: Any, deadline: float) -> bytes:
-    """All of a reply.
+@contextmanager
+def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop in a thread of its own: the caller's may have one that runs, as notebooks do."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="genrl-chat", daemon=True)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def _proxy(url: str) -> httpx2.Proxy | None:
+    """The proxy that the environment names for an address; none before this machine's own.
 
     Raises:
-        UnavailableError: it is too long, or does not end in time.
+        RecipeError: it is no HTTP proxy.
     """
-    parts, size = [], 0
-    while part := response.read1(_CHUNK):
-        size += len(part)
-        if size > MAX_REPLY:
-            raise UnavailableError(f"a reply of more than {MAX_REPLY:,} bytes")
-        if time.monotonic() > deadline:
-            raise UnavailableError("a reply that did not end in time")
-        parts.append(part)
-    return b"".join(parts)
+    address = urlsplit(url)
+    host = address.hostname or ""
+    named = getproxies().get(address.scheme)
+    if named is None or host in _HERE or proxy_bypass(host):
+        return None
+    named = named if "://" in named else f"http://{named}"
+    if urlsplit(named).scheme not in ("http", "https"):
+        raise RecipeError(
+            f"the environment names a proxy for {address.scheme}:// that is no http:// or https:// "
+            f"one: set {address.scheme}_proxy to another, or list {host} in no_proxy"
+        )
+    return httpx2.Proxy(named)
 
 
-def _json(data: bytes) -> Json:
-    """The object in a reply; an empty one where there is none, which no answer can be read from."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _reason(error: BaseException | None) -> str:
+    """The innermost of an error's causes that says anything: the system's own word."""
+    found, at = "", error
+    while at is not None:
+        said = os.strerror(at.errno) if isinstance(at, ConnectionError) and at.errno else f"{at}"
+        found = f"{type(at).__name__}: {said}" if said or not found else found
+        at = at.__cause__ or at.__context__
+    return found
 
 
 def _seconds(said: str | None) -> float:

@@ -1,13 +1,19 @@
 """The judge behind a service: a local HTTP server answers rightly, late, wrongly or not at all."""
 
+import asyncio
 import base64
+import gzip
 import io
 import json
 import logging
 import math
+import re
+import socket
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -258,8 +264,6 @@ def test_no_log_probabilities_are_missing(given: Any) -> None:
 
 
 def test_the_last_number_counts() -> None:
-    import re
-
     pattern = re.compile(r"Score: (\d+)(?:!)?")
     assert score("Score: 1, no: Score: 4", pattern) == 4
     assert score("x" * 50_000 + "Score: 2", pattern) == 2
@@ -355,16 +359,158 @@ def test_a_time_out_is_missing(service: Service) -> None:
     late.set()
 
 
-def test_a_reply_that_never_ends() -> None:
-    """Bytes that keep coming do not keep an attempt alive."""
+WHOLE = json.dumps(reply_of("Final Score: 4")).encode()
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(WHOLE)
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(WHOLE), WHOLE)
+UNSAID = b"HTTP/1.1 200 OK\r\n\r\n"
+DRIP = 0.2
+"""Seconds between two bytes of a slow reply, which in all take 12 s."""
 
-    class Dripping:
-        def read1(self, _: int) -> bytes:
-            time.sleep(0.01)
-            return b" "
 
-    with pytest.raises(chat.UnavailableError, match="did not end in time"):
-        chat._read(Dripping(), time.monotonic() + 0.05)
+@dataclass
+class Wire:
+    """A server that writes bytes of its own: a part at once, the rest byte by byte, then no more.
+
+    ``replies`` is by attempt, the last one for all that follow. ``closed`` is set when the client
+    has hung up before the end.
+    """
+
+    replies: list[tuple[bytes, bytes]]
+    port: int = 0
+    asked: int = 0
+    closed: threading.Event = field(default_factory=threading.Event)
+
+    def serve(self, connection: socket.socket) -> None:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            request += connection.recv(2**16)
+        head, _, body = request.partition(b"\r\n\r\n")
+        length = int(re.search(rb"(?i)content-length: *(\d+)", head)[1])
+        while len(body) < length:
+            body += connection.recv(2**16)
+        at_once, slowly = self.replies[min(self.asked, len(self.replies) - 1)]
+        self.asked += 1
+        connection.sendall(at_once)
+        connection.settimeout(DRIP)
+        for byte in slowly:
+            try:
+                if connection.recv(1) == b"":
+                    raise ConnectionError
+            except TimeoutError:
+                connection.sendall(bytes([byte]) if byte else b"")
+
+
+@contextmanager
+def wire(*replies: tuple[bytes, bytes]) -> Iterator[Wire]:
+    found = Wire(list(replies))
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            try:
+                found.serve(self.request)
+            except OSError:
+                found.closed.set()
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    found.port = server.server_address[1]
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield found
+    server.shutdown()
+    server.server_close()
+
+
+SLOW = {
+    "silent": (b"", bytes(60)),
+    "status line": (b"", HEAD + WHOLE),
+    "headers": (HEAD[:20], HEAD[20:] + WHOLE),
+    "endless headers": (HEAD[:-2], b"x: y\r\n" * 10),
+    "body": (HEAD, WHOLE),
+    "chunk": (CHUNKED[:-20], CHUNKED[-20:] + b"1\r\n \r\n" * 6 + b"0\r\n\r\n"),
+    "trailer": (CHUNKED + b"0\r\n", b"x: y\r\n" * 10 + b"\r\n"),
+    "a refusal's reason": (b"HTTP/1.1 400 No\r\nContent-Length: 99\r\n\r\n", b"why? " * 12),
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_an_attempt_ends_in_time_wherever_the_bytes_are_slow(kind: str) -> None:
+    """A byte now and then in any part of a reply; the connection is closed, and it is no answer."""
+    with wire(SLOW[kind]) as slow:
+        start = time.monotonic()
+        said = broken(slow, count=1, timeout=0.8, retries=0, outage=0.0)
+        seconds = time.monotonic() - start
+        assert 0.7 < seconds < 6, f"an attempt of 0.8 s took {seconds:.1f} s"
+        assert "HTTP 400" in said if "refusal" in kind else "without an answer" in said
+        assert slow.closed.wait(5), "the service still holds the connection"
+
+
+@pytest.mark.parametrize("cut", [
+    HEAD + WHOLE[:-5], HEAD, HEAD[:30], CHUNKED[:-9], CHUNKED, UNSAID + WHOLE[:-5], UNSAID,
+])  # fmt: skip
+def test_a_reply_that_is_cut_short_is_asked_for_again(cut: bytes) -> None:
+    """Of a stated length, in chunks, or ended by the connection alone: then its JSON is broken."""
+    for whole in (HEAD + WHOLE, CHUNKED + b"0\r\n\r\n", UNSAID + WHOLE):
+        with wire((cut, b""), (cut, b""), (whole, b"")) as service:
+            try:
+                found: Any = judged(service, 1, retries=2)
+            except RewardError as error:
+                found = error
+            assert found == [0.75], found
+            assert service.asked == 3
+
+
+@pytest.mark.parametrize("long", [
+    HEAD[:-2] + b"x: y\r\n" * 100_000 + b"\r\n" + WHOLE,
+    HEAD[:-2] + b"x: " + b"y" * 2**20 + b"\r\n\r\n" + WHOLE,
+    UNSAID + b" " * 2**21 + WHOLE,
+    CHUNKED + b"0\r\n" + b"x: y\r\n" * 100_000 + b"\r\n",
+], ids=["headers", "header", "body", "trailer"])  # fmt: skip
+def test_a_reply_of_endless_size_is_no_answer(long: bytes) -> None:
+    with wire((long, b"")) as service:
+        said = broken(service, count=1, retries=1, outage=0.0)
+        assert "left 1 of 1 requests without an answer" in said
+
+
+def test_what_is_packed_is_not_unfolded() -> None:
+    """A megabyte could become a gigabyte: no packing is asked for, and none is undone."""
+    packed = gzip.compress(WHOLE)
+    head = (
+        HEAD[: HEAD.index(b"Content-L")] + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n"
+    )
+    with wire((head % len(packed) + packed, b"")) as service:
+        assert "hold no number" in broken(service, count=1)
+
+
+def test_a_judge_is_asked_from_a_thread_whose_loop_runs(service: Service) -> None:
+    """A cell of a notebook is such a place."""
+
+    async def cell() -> list[float | None]:
+        return judged(service, 3)
+
+    before = threading.active_count()
+    assert asyncio.run(cell()) == [0.0, 0.25, 0.5]
+    assert threading.active_count() <= before, "no loop is left behind"
+
+
+@pytest.mark.parametrize("named", ["socks5://127.0.0.1:9", "ftp://127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used_is_named(
+    service: Service, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setenv("http_proxy", named)
+    with pytest.raises(RecipeError, match=r"proxy for http:// .* list judge\.test in no_proxy"):
+        config(service, base_url="http://judge.test/v1").build()
+
+
+def test_a_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With or without http:// before it; and not for what no_proxy lists."""
+    with wire((HEAD + WHOLE, b"")) as service:
+        for named in (f"127.0.0.1:{service.port}", f"http://127.0.0.1:{service.port}"):
+            monkeypatch.setenv("http_proxy", named)
+            assert judged(service, 1, base_url="http://judge.test/v1") == [0.75]
+        assert service.asked == 2
+        monkeypatch.setenv("no_proxy", "judge.test")
+        broken(service, count=1, base_url="http://judge.test/v1", retries=0, outage=0.0)
+        assert service.asked == 2
 
 
 def test_an_outage_is_waited_out(service: Service) -> None:
