@@ -9,13 +9,17 @@ The sample axis of ``cond``, ``trace`` and ``final`` comes first, so one rule se
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
 from torch import Tensor
 
 from genrl_core.batch import Batch
@@ -38,7 +42,8 @@ class Streams:
 
     A stream is a counter-based generator (Philox) keyed by a hash of the sample's coordinates, so
     what a sample draws depends neither on the batch it stands in nor on the device or the number of
-    processes. Draws are float32 on ``device``; successive calls continue the stream.
+    processes. Draws are float32 on ``device``; successive calls continue the stream. Generators are
+    made by the first draw: streams that nothing draws from cost nothing.
     """
 
     def __init__(
@@ -49,8 +54,6 @@ class Streams:
         self._shared_keys = tuple(shared_keys)
         self._device = torch.device(device)
         self._across_updates = across_updates
-        unique = dict.fromkeys(self._keys)
-        self._generators = {key: _generator(key) for key in unique}
 
     @property
     def shared(self) -> "Streams":
@@ -93,24 +96,44 @@ class Streams:
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform on [0, 1): ``[B, *shape]`` float32."""
-        return self._draw(lambda g: g.random(shape, dtype=np.float32))
+        return self._draw(shape, lambda g, size: g.random(size, dtype=np.float32))
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal: ``[B, *shape]`` float32."""
-        return self._draw(lambda g: g.standard_normal(shape, dtype=np.float32))
+        return self._draw(shape, lambda g, size: g.standard_normal(size, dtype=np.float32))
 
     def gumbel(self, *shape: int) -> Tensor:
         """Standard Gumbel, drawn in float64 so that it is finite: ``[B, *shape]`` float32."""
-        return self._draw(lambda g: g.gumbel(size=shape).astype(np.float32))
+        return self._draw(shape, lambda g, size: g.gumbel(size=size))
 
-    def _draw(self, one: Callable[[np.random.Generator], Any]) -> Tensor:
-        drawn = {key: one(generator) for key, generator in self._generators.items()}
-        return torch.from_numpy(np.stack([drawn[key] for key in self._keys])).to(self._device)
+    @cached_property
+    def _generators(self) -> dict[str, np.random.Generator]:
+        return {key: _generator(key) for key in dict.fromkeys(self._keys)}
+
+    def _draw(self, shape: Sequence[int], one: Callable[[np.random.Generator, int], Any]) -> Tensor:
+        """``one`` gives the numbers of a generator; samples of the same key share them."""
+        size = math.prod(shape)
+        drawn = np.array([one(g, size) for g in self._generators.values()], np.float32)
+        if len(drawn) < len(self._keys):
+            place = {key: index for index, key in enumerate(self._generators)}
+            drawn = drawn[[place[key] for key in self._keys]]
+        return torch.from_numpy(drawn).view(len(self._keys), *shape).to(self._device)
+
+
+class _Key(ISeedSequence):
+    """A key of 128 bits as numpy wants it; ``Philox(key=...)`` asks the system for entropy too."""
+
+    def __init__(self, text: str):
+        self._digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint64) -> NDArray[Any]:
+        """The two words of the key."""
+        assert (n_words, dtype) == (2, np.uint64), "only Philox reads this key"
+        return np.frombuffer(self._digest, "<u8")
 
 
 def _generator(key: str) -> np.random.Generator:
-    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return np.random.Generator(np.random.Philox(_Key(key)))  # type: ignore[arg-type]  # their stub
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ TIMEOUT = 300.0
 
 NUMBERS = "tests/core/test_numbers.py::"
 FAR = "tests/core/test_bounded_ratios.py::"
+STREAMS = "tests/core/test_streams.py::"
 GRADIENTS = "tests/core/test_exact_gradients.py::"
 TWO_PASS = "tests/core/test_two_pass.py::"
 TRAINER = "tests/core/test_trainer.py::"
@@ -1260,9 +1261,34 @@ MUTATIONS = (
         "noise_in_half_precision",
         "B19: the Gumbel noise is of uniform numbers in half precision, some of which are 0 or 1",
         "genrl_core/records.py",
-        "g.gumbel(size=shape).astype(np.float32)",
-        "-np.log(-np.log(g.random(shape).astype(np.float16).astype(np.float32)))",
+        "lambda g, size: g.gumbel(size=size)",
+        "lambda g, size: -np.log(-np.log(g.random(size).astype(np.float16).astype(np.float32)))",
         NUMBERS + "test_draws_continue_and_have_their_distribution",
+    ),
+    # Random streams.
+    Mutation(
+        "generators_for_nothing",
+        "F32: random streams make their generators whether or not anything draws from them",
+        "genrl_core/records.py",
+        "_across_updates = across_updates\n\n",
+        "_across_updates = across_updates\n        vars(self)[''] = self._generators\n\n",
+        STREAMS + "test_no_generator_is_made_where_nothing_draws",
+    ),
+    Mutation(
+        "generators_made_anew",
+        "F32: every draw makes the generators of its streams again, and so begins them again",
+        "genrl_core/records.py",
+        "    @cached_property\n    def _generators",
+        "    @property\n    def _generators",
+        STREAMS + "test_an_iteration_makes_each_stream_once_and_those_it_draws_from_alone",
+    ),
+    Mutation(
+        "another_key",
+        "the words of a stream's key are read the other way round: every seed draws other samples",
+        "genrl_core/records.py",
+        'np.frombuffer(self._digest, "<u8")',
+        'np.frombuffer(self._digest, ">u8")',
+        STREAMS + "test_numbers_are_those_that_were_recorded",
     ),
     # Rewards and the files of their networks.
     Mutation(

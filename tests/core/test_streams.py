@@ -1,0 +1,116 @@
+"""Random streams: what they draw is fixed for good, and nothing is made where nothing draws."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genrl_core import records
+from genrl_core.plan import plan_of
+from genrl_core.recipe import Recipe
+from genrl_core.records import Plan, Prompt, Streams
+from genrl_core.trainer import Trainer
+
+Make = Callable[..., Recipe]
+GOLDEN = [
+    ["0x1.e02892p-1", "0x1.44fe20p-1", "0x1.44368ep-1", "0x1.00e718p-1"],
+    ["0x1.4a110cp+0", "-0x1.47bf92p+0", "-0x1.2e6f5ap-2", "0x1.2027dep+0"],
+    ["0x1.247ee0p-1", "-0x1.a88a52p-2", "0x1.e18a98p-5", "-0x1.40d0c8p-1"],
+    ["0x1.d9f1eep-1", "0x1.d9f1eep-1", "0x1.2d7cc8p-1", "0x1.2d7cc8p-1"],
+]
+
+
+def plan(samples: int = 3) -> Plan:
+    return plan_of(7, 2, 1, [Prompt("a", "one"), Prompt("b", "two")], samples)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the generators that are made meanwhile."""
+    keys: list[str] = []
+    real = records._generator
+
+    def noting(key: str) -> np.random.Generator:
+        keys.append(key)
+        return real(key)
+
+    monkeypatch.setattr(records, "_generator", noting)
+    return keys
+
+
+def test_no_generator_is_made_where_nothing_draws(made: list[str]) -> None:
+    streams = plan().streams("steps")
+    joined = Streams.concat([streams, streams]).joined(plan(6).streams("corrupt"))
+    assert len(joined.shared) == len(joined.across_updates) == 12
+    assert made == []
+
+
+def test_generators_are_made_by_the_first_draw_alone(made: list[str]) -> None:
+    streams = plan().streams("rollout")
+    for _ in range(3):
+        streams.uniform(2)
+        streams.normal()
+    assert Counter(made) == Counter({f"7/2/1/rollout/{p}/{j}": 1 for p in "ab" for j in range(3)})
+
+
+def test_samples_of_a_group_share_one_generator(made: list[str]) -> None:
+    drawn = plan().streams("rollout").shared.normal(4)
+    assert made == ["7/2/1/rollout/a", "7/2/1/rollout/b"]
+    assert torch.equal(drawn, drawn[[0, 0, 0, 3, 3, 3]]) and not torch.equal(drawn[0], drawn[3])
+
+
+@pytest.mark.parametrize(
+    ("steps", "purposes"),
+    [("all", {"rollout"}), ("first", {"rollout"}), ("random", {"rollout", "steps"})],
+)
+def test_an_iteration_makes_each_stream_once_and_those_it_draws_from_alone(
+    toy_recipe: Make, made: list[str], steps: str, purposes: set[str]
+) -> None:
+    count = [] if steps == "all" else ["train.steps.count=2"]
+    settings = [f"train.steps.choose={steps}", *count, "train.num_updates=2"]
+    trainer = Trainer(toy_recipe("toy_canvas", *settings))
+    trainer.step()
+    assert {key.split("/")[3] for key in made} == purposes
+    assert max(Counter(made).values()) == 1
+
+
+def peer(key: str) -> np.random.Generator:
+    """The documented stream, by numpy's own way of keying a generator."""
+    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def test_a_stream_is_philox_keyed_by_a_hash_of_the_coordinates() -> None:
+    """In whatever order and shapes it is asked, bit by bit."""
+    streams, keys = plan(2).streams("x"), [f"7/2/1/x/{p}/{j}" for p in "ab" for j in range(2)]
+    peers = [peer(key) for key in keys]
+    asked: list[tuple[str, tuple[int, ...], Any]] = [
+        ("normal", (3, 5), lambda g: g.standard_normal((3, 5), np.float32)),
+        ("uniform", (), lambda g: g.random((), np.float32)),
+        ("gumbel", (7,), lambda g: g.gumbel(size=7).astype(np.float32)),
+        ("uniform", (2, 2), lambda g: g.random((2, 2), np.float32)),
+    ]
+    for name, shape, own in asked:
+        found = getattr(streams, name)(*shape)
+        expected = torch.from_numpy(np.stack([own(g) for g in peers]))
+        assert found.dtype == torch.float32 and torch.equal(found, expected), name
+
+
+def test_numbers_are_those_that_were_recorded() -> None:
+    """Recorded at afccea6: what a seed draws is part of what a run can be resumed and repeated by.
+
+    Normal and Gumbel numbers also belong to numpy's versions, the uniform ones to Philox alone.
+    """
+    streams = plan(2).streams("rollout")
+    found = [streams.uniform(1), streams.normal(1), streams.gumbel(1), streams.shared.uniform(1)]
+    assert [one.flatten().tolist() for one in found] == [
+        [float.fromhex(value) for value in row] for row in GOLDEN
+    ]
+
+
+def test_streams_of_no_samples_draw_nothing() -> None:
+    assert Streams([], []).normal(2, 3).shape == (0, 2, 3)
