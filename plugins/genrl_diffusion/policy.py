@@ -54,8 +54,9 @@ class DiffusionPolicy(Policy):
     @property
     def dtype(self) -> torch.dtype:
         """What latents and densities are computed in: float64 where the network is, or float32."""
-        dtypes = {parameter.dtype for parameter in self.network.parameters()}
-        return torch.float64 if torch.float64 in dtypes else torch.float32
+        first = next(self.network.parameters(), None)
+        double = first is not None and first.dtype == torch.float64
+        return torch.float64 if double else torch.float32
 
     @abstractmethod
     def predict(self, x: Tensor, time: Tensor, cond: Tensors) -> Tensor:

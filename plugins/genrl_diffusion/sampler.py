@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from genrl_diffusion import DiffusionSamplerConfig, RolloutConfig
 
 STORAGE = {"full": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_COLUMNS = ("A", "B", "S", "B_ode", "duration", "time", "alpha", "sigma")
+"""Of the table of steps; see ``KernelSampler.schedule``."""
 
 
 class GaussianTransition(Transition):
@@ -132,7 +134,7 @@ class KernelSampler(MarkovSampler[DiffusionPolicy]):
         self.config = config
         self.num_steps = config.num_inference_steps
         self._storage = STORAGE[config.storage]
-        self._schedules: WeakKeyDictionary[DiffusionPolicy, Tensors] = WeakKeyDictionary()
+        self._tables: WeakKeyDictionary[DiffusionPolicy, Tensor] = WeakKeyDictionary()
 
     def schedule(self, policy: DiffusionPolicy) -> Tensors:
         """The steps of this policy, each ``[K]`` float64; computed once.
@@ -140,11 +142,12 @@ class KernelSampler(MarkovSampler[DiffusionPolicy]):
         ``time``, ``alpha``, ``sigma`` where a step begins; ``A``, ``B``, ``S`` with noise, and
         ``B_ode`` without; ``duration``, the noise level that the step removes.
         """
-        if policy not in self._schedules:
-            self._schedules[policy] = self._schedule(policy)
-        return self._schedules[policy]
+        if policy not in self._tables:
+            self._tables[policy] = self._table(policy)
+        return dict(zip(_COLUMNS, self._tables[policy], strict=True))
 
-    def _schedule(self, policy: DiffusionPolicy) -> Tensors:
+    def _table(self, policy: DiffusionPolicy) -> Tensor:
+        """``[len(_COLUMNS), K]``: one tensor, so that a step looks its numbers up at once."""
         times = policy.times(self.steps(policy), self.config.shift)
         alpha, sigma = policy.alpha_sigma(times)
         levels = list(zip(alpha.tolist(), sigma.tolist(), strict=True))
@@ -155,8 +158,7 @@ class KernelSampler(MarkovSampler[DiffusionPolicy]):
             noisy = self.config.coefficients(*pair) if step < self.config.noisy_steps else plain
             rows.append((*rescaled(noisy, *after), rescaled(plain, *after)[1], pair[0] - pair[1]))
         columns = torch.tensor(rows, dtype=torch.float64).T
-        found = dict(zip(("A", "B", "S", "B_ode", "duration"), columns, strict=True))
-        return found | {"time": times[:-1], "alpha": alpha[:-1], "sigma": sigma[:-1]}
+        return torch.cat([columns, torch.stack([times, alpha, sigma])[:, :-1]])
 
     def start(self, policy: DiffusionPolicy, cond: Tensors, streams: Streams) -> Tensors:  # noqa: ARG002
         source = streams.shared if self.config.same_noise else streams
@@ -196,7 +198,9 @@ class KernelSampler(MarkovSampler[DiffusionPolicy]):
 
     def _rows(self, policy: DiffusionPolicy, k: Tensor) -> Tensors:
         """The schedule's numbers at the steps ``k`` ``[R]``."""
-        return {name: column.to(k.device)[k] for name, column in self.schedule(policy).items()}
+        if policy not in self._tables or self._tables[policy].device != k.device:
+            self._tables[policy] = self._table(policy).to(k.device)
+        return dict(zip(_COLUMNS, self._tables[policy][:, k], strict=True))
 
     def _split(
         self, policy: DiffusionPolicy, x: Tensor, row: Tensors, cond: Tensors
