@@ -166,8 +166,8 @@ def _check_parts(
     """
     gradients = {n: torch.zeros_like(matrix) for n, matrix in leaf.items()}
     if total.requires_grad:
-        found = torch.autograd.grad(total, list(leaf.values()), allow_unused=True)
-        gradients |= {n: g for n, g in zip(leaf, found, strict=True) if g is not None}
+        found = torch.autograd.grad(total, list(leaf.values()), materialize_grads=True)
+        gradients = dict(zip(leaf, found, strict=True))
     numbers = [each for chunk in slopes for each in chunk.values()]
     precision = max([torch.finfo(n.dtype).eps for n in (*leaf.values(), *numbers)]) ** 0.5
     gap = 0.0

@@ -455,7 +455,7 @@ MUTATIONS = (
         "done_untrained",
         "a run whose every iteration was empty ends as done",
         "genrl_core/runner.py",
-        "                trainer.check_learned()\n",
+        "            trainer.check_learned()\n",
         "",
         EMPTY + "test_a_run_that_never_took_a_step_fails",
     ),
