@@ -42,6 +42,7 @@ STREAMS = "tests/core/test_streams.py::"
 GRADIENTS = "tests/core/test_exact_gradients.py::"
 TWO_PASS = "tests/core/test_two_pass.py::"
 TRAINER = "tests/core/test_trainer.py::"
+PRECISION = "tests/core/test_precision.py::"
 REWARD_VIEW = "tests/core/test_reward_view.py::"
 FAULTS = "tests/core/test_learner_faults.py::"
 EMPTY = "tests/core/test_empty_iterations.py::"
@@ -491,6 +492,47 @@ MUTATIONS = (
         "if drift > tolerance:",
         "if drift > math.inf:",
         TRAINER + "test_a_forgotten_temperature_fails_the_drift_check",
+    ),
+    Mutation(
+        "tolerance_of_the_coarsest",
+        "F8: every network may drift as far as one in bfloat16",
+        "genrl_core/update.py",
+        "DRIFT_TOLERANCE.get(precision, 1e-3)",
+        "DRIFT_TOLERANCE[torch.bfloat16]",
+        PRECISION + "test_the_drift_that_is_allowed_depends_on_the_precision",
+    ),
+    Mutation(
+        "trained_as_loaded",
+        "F7: weights are trained in the bfloat16 that they were loaded in",
+        "genrl_core/weights.py",
+        "        widen(policy.network, self.trainable.values())\n",
+        "",
+        PRECISION + "test_a_small_step_moves_nearly_every_weight",
+    ),
+    Mutation(
+        "averages_as_loaded",
+        "F7: the adapters of averages have the bfloat16 of the base, and stand still",
+        "genrl_core/weights.py",
+        "            widen(self._network, self._parameters(name).values())\n",
+        "",
+        PRECISION + "test_an_average_of_decay_999_follows",
+        error="RuntimeError",
+    ),
+    Mutation(
+        "products_in_float32",
+        "a network loaded in bfloat16 computes in float32 once its weights are widened",
+        "genrl_core/weights.py",
+        "                lower(policy.network, policy.precision)\n",
+        "                pass\n",
+        PRECISION + "test_the_network_alone_runs_under_autocast",
+    ),
+    Mutation(
+        "casts_are_kept",
+        "autocast keeps the casts of weights that a step has moved since",
+        "genrl_core/precision.py",
+        "cache_enabled=False",
+        "cache_enabled=True",
+        PRECISION + "test_no_cast_outlives_a_step",
     ),
     Mutation(
         "old_follows_the_updates",

@@ -6,9 +6,10 @@ import textwrap
 import pytest
 import torch
 
-from genrl_autoregressive import CausalLmConfig, TokenConfig
-from genrl_core import Plan, Prompt, RecipeError, load_recipe, train
+from genrl_autoregressive import CausalLmConfig, TokenConfig, TokenSampler
+from genrl_core import GenRLError, Plan, Prompt, RecipeError, load_recipe, train
 from genrl_core.testing import check_sampler
+from genrl_core.trainer import Trainer
 
 from .conftest import NETWORKS
 
@@ -149,3 +150,47 @@ def test_texts_through_the_trainer(published, tmp_path, kind, weights):
         assert record.metrics["drift"] < 1e-5
         assert record.metrics["kl"] >= 0
     assert records[1].metrics["kl"] > 0
+
+
+class Forgetful(TokenSampler):
+    """Draws with a temperature that its scores forget."""
+
+    def rollout(self, *given):
+        return TokenConfig(max_new_tokens=8, temperature=0.7).build().rollout(*given)
+
+
+def in_bfloat16(folder, tmp_path, weights, sampler=None, **fields):
+    """A run in bfloat16 whose recipe says nothing about the drift that it allows."""
+    (tmp_path / "prompts.txt").write_text("1+2=\n0+1=\n10+1=\n")
+    recipe = load_recipe({
+        "policy": {"use": "causal_lm", "weights": str(folder), "dtype": "bfloat16"},
+        "sampler": {"use": "token", "max_new_tokens": 8, **fields},
+        "reward": {"arithmetic_correct": {}},
+        "objective": {"grpo": {"epsilon": 0.2}, "kl": {"weight": 0.1}}, "weights": weights,
+        "prompts": {"file": str(tmp_path / "prompts.txt")},
+        "train": {"iterations": 2, "num_prompts": 3, "num_generations": 8, "learning_rate": 1e-3,
+                  "rows_per_forward": 5},
+    })  # fmt: skip
+    return Trainer(recipe, sampler=sampler)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("weights", [{}, {"lora": {"rank": 2}}], ids=["full", "lora"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_bfloat16_trains_float32_within_its_tolerance(published, tmp_path, kind, guidance, weights):
+    trainer = in_bfloat16(published[kind], tmp_path, weights, guidance_scale=guidance)
+    assert {p.dtype for p in trainer.slots.trainable.values()} == {torch.float32}
+    try:
+        first, second = trainer.step().metrics, trainer.step().metrics
+    except GenRLError as error:
+        pytest.fail(f"bfloat16's own rounding stops the run: {error}")
+    assert first["kl"] == 0.0
+    assert max(first["drift"], second["drift"]) < 0.6
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_forgotten_temperature_stops_a_run_in_bfloat16(published, tmp_path, kind):
+    sampler = Forgetful(TokenConfig(max_new_tokens=8))
+    with pytest.raises(GenRLError, match=r"tolerance is 1; the network computes in bfloat16"):
+        in_bfloat16(published[kind], tmp_path, {}, sampler).step()
