@@ -138,11 +138,12 @@ def _one_pass(
 
 def _slopes(fresh: Tensors, gradients: Mapping[str, Tensor | None]) -> Tensors:
     """The gradient of a chunk's numbers, ``[R, M]`` each, where they reach the network."""
-    return {
-        name: torch.zeros_like(number) if (found := gradients[name]) is None else found
-        for name, number in fresh.items()
-        if number.requires_grad
-    }
+    found = {}
+    for name, number in fresh.items():
+        if number.requires_grad:
+            slope = gradients[name]
+            found[name] = torch.zeros_like(number) if slope is None else slope
+    return found
 
 
 def _moves(slopes: list[Tensors], runtime: Runtime) -> bool:

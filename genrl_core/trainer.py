@@ -324,9 +324,9 @@ def train(
 def _train_base(recipe: Recipe, notify: build.Notify) -> dict[str, Tensor]:
     """The weights that a recipe ends with, trained by this process alone."""
     trainer = Trainer(recipe, runtime=Runtime(recipe.run.device, alone=True), notify=notify)
-    found = [trainer.step().metrics for _ in range(recipe.train.iterations)]
+    metrics = [trainer.step().metrics for _ in range(recipe.train.iterations)]
     trainer.check_learned()
-    losses = [metrics["loss"] for metrics in found if "loss" in metrics]
+    losses = [each["loss"] for each in metrics if "loss" in each]
     if losses and not math.isfinite(losses[-1]):
         raise GenRLError(f"{recipe.name} ended with loss {losses[-1]}")
     return trainer.slots.merged(trainer.slot_in_use)
