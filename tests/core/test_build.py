@@ -1,17 +1,21 @@
 """From a recipe to components: weights come from somewhere, or the recipe is refused."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import torch
 
-from genrl_core.build import build_policy
+from genrl_core.build import build_policy, cache_folder
 from genrl_core.checkpoint import save
 from genrl_core.directions import check_objective
 from genrl_core.errors import PluginError, RecipeError
-from genrl_core.recipe import Recipe
+from genrl_core.policy import Policy
+from genrl_core.recipe import Recipe, load_recipe
+from genrl_core.records import Media, Prompt
+from genrl_core.reward import Reward
 from genrl_core.runtime import Runtime
 from genrl_core.toys import ToyCanvas, ToyCanvasSampler
 from genrl_core.trainer import Trainer
@@ -31,14 +35,14 @@ def test_weights_that_nobody_loads_are_not_ignored(
     assert build_policy(recipe, Runtime("cpu"), no_base, print).network is not None
 
 
-def test_adapters_are_no_weights_to_begin_from(
+def test_adapters_without_their_run_are_no_weights_to_begin_from(
     toy_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """Without their base they are nothing; a list of keys would not say so."""
+    """Without what they stand in they are nothing; a list of keys would not say so."""
     name = "layers.0.lora_A.current.weight"
     save(tmp_path, 1, {"policy": {name: torch.zeros(2, 2)}}, {}, 1)
     recipe = toy_recipe("toy_canvas", f"policy.weights={tmp_path}")
-    with pytest.raises(RecipeError, match=r"holds LoRA adapters without.*genrl sample.*--resume"):
+    with pytest.raises(RecipeError, match=r"holds adapters alone.*recipe\.resolved\.yaml.*is not"):
         build_policy(recipe, Runtime("cpu"), no_base, print)
 
 
@@ -71,3 +75,153 @@ def test_a_config_and_its_objective_must_say_the_same(
             refused = str(error)
         assert words in refused
         assert "GrpoConfig" in refused
+
+
+TUNED = (
+    "arithmetic/mask_grpo", "policy.weights=null", "train.num_prompts=2", "train.num_generations=4",
+    "train.learning_rate=0.05", "train.iterations=2", "evaluate.metrics=null", "run.device=cpu",
+    "prompts.evaluate=null", "sampler.temperature=0.5",
+)  # fmt: skip
+
+
+def answers(policy: Policy) -> torch.Tensor:
+    """What a policy of the sums says of some canvases."""
+    prompts = [Prompt("a", "1+2="), Prompt("b", "31+4=")]
+    cond = policy.encode(prompts)
+    canvas = torch.full((2, 3), policy.mask_code)
+    with torch.no_grad():
+        found: torch.Tensor = policy.logits(canvas, cond)
+    return found
+
+
+def trained(*words: str) -> Trainer:
+    """A trainer after one iteration whose rewards tell the samples apart."""
+    recipe = load_recipe(TUNED[0], [*TUNED[1:], *words])
+
+    class Ones(Reward):
+        def __call__(self, media: Media, prompts: Sequence[Prompt]) -> list[float]:
+            return [len(text) + text.count("1") / 2 for text in media.texts]
+
+    trainer = Trainer(recipe, rewards={"arithmetic_correct": Ones()})
+    for _ in range(2):
+        trainer.step()
+    return trainer
+
+
+@pytest.mark.parametrize("adapters", ["null", "{rank: 4}"])
+def test_a_run_of_adapters_gives_its_weights_to_a_new_run(tmp_path: Path, adapters: str) -> None:
+    """The new policy, with adapters of its own or none, begins with what the first ended with."""
+    first = trained("weights.lora={rank: 4}")
+    first.save(tmp_path)
+    (tmp_path / "recipe.resolved.yaml").write_text(first.recipe.to_yaml())
+    wanted = answers(first.policy)
+    with first.slots.active("current") as policy, torch.no_grad():
+        moved = [p.abs().max() for n, p in policy.network.named_parameters() if ".lora_B" in n]
+    assert max(moved) > 1e-3, "adapters that do nothing would prove nothing"
+    words = [*TUNED[1:], f"policy.weights={tmp_path}", f"weights.lora={adapters}"]
+    try:
+        second, refused = Trainer(load_recipe(TUNED[0], words)), ""
+    except RecipeError as error:
+        refused = str(error)
+    assert not refused
+    torch.testing.assert_close(answers(second.policy), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_adapters_whose_base_is_another_now_are_refused(tmp_path: Path) -> None:
+    first = trained("weights.lora={rank: 4}")
+    first._base_hash = "0" * 64
+    first.save(tmp_path)
+    (tmp_path / "recipe.resolved.yaml").write_text(first.recipe.to_yaml())
+    recipe = load_recipe(TUNED[0], [*TUNED[1:], f"policy.weights={tmp_path}"])
+    with pytest.raises(RecipeError, match="the weights under them cannot be rebuilt"):
+        build_policy(recipe, Runtime("cpu"), no_base, print)
+
+
+# The cache of bases
+
+BASE = """\
+extends: arithmetic/masked_base
+train: {iterations: 2, num_prompts: 4, num_generations: 1}
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("GENRL_CACHE", str(folder))
+    (tmp_path / "base.yaml").write_text(BASE)
+    return folder
+
+
+def tuned(tmp_path: Path, *words: str) -> tuple[torch.Tensor, list[str]]:
+    """What a policy over the cached base says, and what was said while it was made."""
+    said: list[str] = []
+    weights = f"policy.weights=recipe:{tmp_path / 'base.yaml'}"
+    recipe = load_recipe(TUNED[0], [*TUNED[1:], weights, *words])
+    failed: Exception | None = None
+    try:
+        found = answers(Trainer(recipe, notify=said.append).policy)
+    except Exception as error:  # noqa: BLE001  # a base in the cache must not end a run, however
+        failed = error
+    assert failed is None
+    return found, said
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda whole: whole[: len(whole) // 2],
+    "flipped": lambda whole: whole[:-40] + bytes(255 - byte for byte in whole[-40:]),
+    "empty": lambda whole: b"",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_base_in_the_cache_is_named_and_trained_again(
+    cache: Path, tmp_path: Path, kind: str
+) -> None:
+    wanted, first = tuned(tmp_path)
+    assert "pre-training" in first[0]
+    (entry,) = cache.glob("*.safetensors")
+    whole = entry.read_bytes()
+    assert tuned(tmp_path)[1] == [], "a whole one is taken as it is"
+    entry.write_bytes(DAMAGE[kind](whole))
+    found, said = tuned(tmp_path)
+    assert torch.equal(found, wanted) and entry.read_bytes() == whole
+    assert str(entry) in said[0] and "trained again" in said[0]
+
+
+def test_a_base_may_train_adapters(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(BASE + "weights: {lora: {rank: 4}}\n")
+    found, _ = tuned(tmp_path)
+    recipe = load_recipe(tmp_path / "base.yaml", ["run.device=cpu"])
+    trainer = Trainer(recipe)
+    for _ in range(recipe.train.iterations):
+        trainer.step()
+    torch.testing.assert_close(found, answers(trainer.policy), rtol=1e-5, atol=1e-5)
+
+
+def test_a_cached_base_has_the_mode_of_the_umask(cache: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        tuned(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in cache.iterdir()}
+    assert modes.get(".safetensors") == 0o640
+    assert set(modes.values()) == {0o640}
+
+
+@pytest.mark.parametrize(
+    ("own", "shared", "wanted"),
+    [
+        ("/own", "/scratch", "/own"),
+        ("", "/scratch", "/scratch/genrl"),
+        ("", "relative", "~/.cache/genrl"),
+        ("", "", "~/.cache/genrl"),
+    ],
+)
+def test_where_bases_are_kept(
+    monkeypatch: pytest.MonkeyPatch, own: str, shared: str, wanted: str
+) -> None:
+    monkeypatch.setenv("GENRL_CACHE", own)
+    monkeypatch.setenv("XDG_CACHE_HOME", shared)
+    assert cache_folder() == Path(wanted).expanduser()

@@ -71,7 +71,7 @@ SMALL = (
     "train.learning_rate=0.05",
     "--plugin", "plugin.py",
 )  # fmt: skip
-"""A large epsilon makes the steps of AdamW proportional to the gradient: rounding stays rounding."""
+"""With a large epsilon a step of AdamW is proportional to the gradient: rounding stays small."""
 
 
 @pytest.fixture(autouse=True)
