@@ -110,7 +110,9 @@ def _misfit(name: str, tensor: Tensor, parameter: Tensor) -> str:
     wanted = torch.Size() if name in _COUNTERS else parameter.shape
     if tensor.shape != wanted:
         return f"has the shape {list(tensor.shape)}, and its parameter wants {list(wanted)}"
-    if name not in _COUNTERS and tensor.dtype != parameter.dtype:
+    if name in _COUNTERS:
+        return "" if tensor.is_floating_point() else f"is {tensor.dtype}, and steps are float32"
+    if tensor.dtype != parameter.dtype:
         return f"is {tensor.dtype}, and its parameter {parameter.dtype}"
     return ""
 

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent whatever happens while they are written, and exact when read."""
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -19,6 +20,8 @@ import torch
 from genrl_core import checkpoint
 from genrl_core.checkpoint import latest, load, load_optimizer, optimizer_tensors, save
 from genrl_core.errors import CheckpointError
+from genrl_core.toys import ToyCanvas
+from genrl_core.trainer import Trainer
 
 ROOT = Path(checkpoint.__file__).parent.parent
 
@@ -543,3 +546,151 @@ def test_no_pickle_is_written_or_read(tmp_path, monkeypatch):
         start = file.read_bytes()[:10]
         assert not start.startswith((b"\x80", b"PK")), "a pickle or a zip of pickles"
         assert start[:1] == b"{" or start[8:9] == b"{"
+
+
+# What fits its hashes and is still no checkpoint of this optimizer: said, and never handed on.
+
+
+def shorter(held, packed):
+    held["0.exp_avg"] = held["0.exp_avg"][:1].clone()
+
+
+def scalar(held, packed):
+    held["0.exp_avg_sq"] = torch.tensor(1.0)
+
+
+def halved(held, packed):
+    held["1.exp_avg"] = held["1.exp_avg"].half()
+
+
+def lacking(held, packed):
+    del held["1.exp_avg_sq"]
+
+
+def unstepped(held, packed):
+    for name in [name for name in held if name.startswith("1.")]:
+        del held[name]
+
+
+def foreign(held, packed):
+    held["7.exp_avg"] = torch.ones(2)
+
+
+def odd_name(held, packed):
+    held["exp_avg"] = torch.ones(2)
+
+
+def many_steps(held, packed):
+    held["0.step"] = torch.ones(3)
+
+
+def whole_steps(held, packed):
+    held["0.step"] = torch.tensor(3)
+
+
+def settings_lost(held, packed):
+    del packed["groups"][0]["betas"]
+
+
+def settings_odd(held, packed):
+    packed["groups"][0]["lr"] = "fast"
+
+
+def listed(held, packed):
+    packed["groups"] = [[1, 2], [3]]
+
+
+ODD = [
+    shorter, scalar, halved, lacking, unstepped, foreign, odd_name, many_steps, whole_steps,
+    settings_lost, settings_odd, listed,
+]  # fmt: skip
+
+
+@pytest.fixture
+def trainer_of(toy_recipe):
+    """A trainer of two iterations with a checkpoint whose optimizer ``change`` has altered."""
+
+    def make(folder, change):
+        recipe = toy_recipe("toy_canvas")
+
+        class Layered(ToyCanvas):
+            def __init__(self):
+                super().__init__()
+                table = torch.nn.Parameter(torch.zeros(27, 6, dtype=torch.float64))
+                self.network.register_parameter("second", table)
+
+        first = Trainer(recipe, policy=Layered())
+        for parameter in first.slots.trainable.values():
+            parameter.grad = torch.ones_like(parameter)
+        first.optimizer.step()
+        first.iteration = 2
+        first.save(folder)
+        snapshot = load(latest(folder)[0])
+        groups, state = dict(snapshot.tensors), dict(snapshot.state)
+        change(groups["optimizer"], state["optimizer"])
+        save(folder, 2, groups, state, keep=2)
+        return Trainer(recipe, policy=Layered()), load(latest(folder)[0])
+
+    return make
+
+
+@pytest.mark.parametrize("change", ODD)
+def test_moments_that_do_not_fit_their_parameters_are_refused(tmp_path, trainer_of, change):
+    """The fused AdamW reads as many numbers as the parameter has, whatever the moment holds."""
+    trainer, snapshot = trainer_of(tmp_path, change)
+    before = {name: p.detach().clone() for name, p in trainer.slots.trainable.items()}
+    said = None
+    try:
+        trainer.restore(snapshot)
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is to be of one kind
+        said = error
+    assert type(said) is CheckpointError, repr(said)
+    assert "\n" not in str(said)
+    for name, parameter in trainer.slots.trainable.items():
+        assert torch.equal(parameter, before[name]), "a refused checkpoint changes nothing"
+
+
+def test_moments_that_fit_are_taken(tmp_path, trainer_of):
+    trainer, snapshot = trainer_of(tmp_path, lambda held, packed: None)
+    trainer.restore(snapshot)
+    assert trainer.iteration == 2
+
+
+BAD_STATES = {
+    "nested too deeply": b"[" * 100_000,
+    "a list": b"[1, 2]",
+    "no number of iterations": b'{"iteration": -5, "state": {}}',
+    "a list for the state": b'{"iteration": 2, "state": [1]}',
+    "a truth value": b'{"iteration": true, "state": {}}',
+}
+
+
+@pytest.mark.parametrize("kind", BAD_STATES)
+def test_a_state_that_no_save_wrote_is_passed_over(tmp_path, kind):
+    """Its hashes fit, so that only its meaning can tell."""
+    older = save(tmp_path, 1, tensors(), STATE, keep=2)
+    newer = save(tmp_path, 2, tensors(), STATE, keep=2)
+    (newer / "state.json").write_bytes(BAD_STATES[kind])
+    said = json.loads((newer / "MANIFEST.json").read_text())
+    content = (newer / "state.json").read_bytes()
+    entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    said["files"]["state.json"] = entry
+    if b'"iteration": ' in content:
+        said["iteration"] = json.loads(content)["iteration"]
+    (newer / "MANIFEST.json").write_text(json.dumps(said))
+    failed = None
+    try:
+        found = latest(tmp_path)
+    except Exception as error:  # noqa: BLE001  # whatever it is
+        failed = error
+    assert failed is None, repr(failed)
+    assert found[0] == older and "passed over" in found[1][0]
+
+
+def test_files_have_the_mode_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = save(tmp_path, 1, tensors(), STATE, keep=1)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o640}

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -141,3 +142,21 @@ def test_empty_cells_are_absent_and_null_is_no_text(tmp_path: Path) -> None:
     for name, content in {"b.jsonl": '{"text": " \\n"}\n', "b.csv": 'text,x\n" ",1\n'}.items():
         with pytest.raises(RecipeError, match=f"{name}:.: text: is missing or empty"):
             read_prompts(write(tmp_path, name, content))
+
+
+def test_equal_lines_are_numbered_in_linear_time(tmp_path: Path) -> None:
+    """A fraction of a second; trying every number that is taken for every line takes a minute."""
+
+    def late(*_: object) -> None:
+        raise AssertionError("20,000 equal lines take longer than 10 seconds")
+
+    path = tmp_path / "equal.txt"
+    path.write_text("the same\n" * 20_000)
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(10)
+    try:
+        names = [prompt["id"] for prompt in read_prompts(path)]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert names == [names[0], *(f"{names[0]}-{number}" for number in range(2, 20_001))]

@@ -272,6 +272,35 @@ def test_overrides_follow_the_scalar_rules_and_win(registry: Registry) -> None:
     assert recipe.with_overrides("objective.near=null").objective.keys() == {"clip"}
 
 
+def test_a_mapping_given_for_labels_replaces_them_and_says_what_went(registry: Registry) -> None:
+    """One that names a label keeps its fields; paths into the map, and other mappings, merge."""
+    base = load(BASE, registry)
+    assert list(base.reward) == ["shine"] and list(base.objective) == ["clip"]
+    mine = load(BASE, registry, "reward={essay: {}, polish: {use: shine}}")
+    assert list(mine.reward) == ["essay", "polish"]
+    (said,) = mine.removed
+    assert "reward.shine" in said and "override `reward={essay" in said
+    kept = load(BASE, registry, "objective={clip: {reduce: token_mean}, near: {}}")
+    assert list(kept.objective) == ["clip", "near"] and kept.removed == ()
+    assert kept.objective["clip"].model_dump() == base.objective["clip"].model_dump() | {
+        "reduce": "token_mean"
+    }
+    added = load(BASE, registry, "reward.polish={use: shine}", "train={num_prompts: 5}")
+    assert list(added.reward) == ["shine", "polish"] and added.removed == ()
+    assert (added.train.num_prompts, added.train.iterations) == (5, base.train.iterations)
+
+
+def test_what_measures_are_given_as_a_mapping_are_all_there_are(registry: Registry) -> None:
+    both = "evaluate: {metrics: {jury: {}, shine: {}}}"
+    for override in ("evaluate.metrics={jury: {}}", "evaluate={metrics: {jury: {}}}"):
+        found = child(both, registry, override)
+        assert list(found.metrics) == ["jury"] and "evaluate.metrics.shine" in found.removed[0]
+    last = child(both, registry, "evaluate.metrics={jury: {}}", "evaluate.metrics.polish.use=shine")
+    assert list(last.metrics) == ["jury", "polish"]
+    null = child(both, registry, "evaluate.metrics={jury: null, polish: {use: shine}}")
+    assert list(null.metrics) == ["polish"]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
