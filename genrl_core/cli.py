@@ -243,7 +243,13 @@ def run(
     json: _Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Train a recipe. With --resume DIR the recipe of that run is taken."""
+    """Train a recipe, or go on with a run.
+
+    With --resume DIR the recipe of that run is taken; overrides may change what cannot change the
+    mathematics (chunk sizes, threads, device, evaluation, saving, tolerance), and train.iterations
+    where the learning rate is constant. A mapping given for reward, objective or evaluate.metrics
+    replaces its labels; others merge.
+    """
     registry: Registry = context.obj
     given: list[str] = list(overrides or ())
     if resume is not None and not resume.is_dir():

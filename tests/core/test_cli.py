@@ -147,11 +147,29 @@ def test_an_existing_run_folder_is_refused(capsys: pytest.CaptureFixture[str]) -
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("verb", ["check", "show"])
+def test_labels_that_an_override_removes_are_named(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert genrl(verb, "base.yaml", "reward={gleam: {use: shine}}", "--json") == 0
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "override `reward={gleam: {use: shine}}`: replaces the labels of reward and removes "
+        "reward.shine\n"
+    )
+    assert json.loads(captured.out)
+
+
 def test_several_processes_hand_their_exit_code_back(capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["run", "digits/masked_base", "run.name=a", "train.iterations=2", "run.device=cpu"]
     arguments += ["evaluate.num_generations=1", "--processes", "2"]
     assert main([*arguments, "--stop-after", "1"]) == 75
     assert "Traceback" not in capfd.readouterr().err
+    alone = [word for word in arguments if word not in ("--processes", "2")]
+    assert main([*alone, "run.name=b", "--stop-after", "1"]) == 75
+    two, one = (json.loads(Path(f"runs/{n}/metrics.jsonl").read_text()) for n in "ab")
+    for name in ("loss", "grad_norm"):  # float32: as README says, to 1e-7 of their size or so
+        assert two[name] == pytest.approx(one[name], rel=1e-6)
     assert main(arguments) == 2, "the folder exists"
     assert "runs/a" in capfd.readouterr().err
 

@@ -182,6 +182,44 @@ def test_a_policy_may_load_weights_of_its_own(load: Load, monkeypatch: pytest.Mo
     assert find_problems(recipe) == []
 
 
+NO_BEGINNING = {
+    "Show-o without weights": ("digits/mask_grpo", "showo", "null", "names no published Show-o"),
+    "another world": ("shapes/mask_grpo", "showo", "null", "names no published Show-o"),
+    "aMUSEd without weights": ("digits/mask_grpo", "amused", "null", "is missing: give amused"),
+    "no language model": ("arithmetic/grpo", "causal_lm", "null", "is missing: give causal_lm"),
+    "the digits' base": (
+        "digits/mask_grpo", "showo", "recipe:digits/masked_base", "names no published Show-o",
+    ),
+    "another small network": (
+        "digits/mask_grpo", "shapes_masked", "recipe:digits/masked_base",
+        "holds the weights of digits_masked, and this policy is shapes_masked, another network",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NO_BEGINNING)
+def test_weights_that_the_policy_cannot_begin_from_are_refused(case: str) -> None:
+    """What ``run`` would say when it builds the policy, by the configs alone."""
+    name, policy, weights, message = NO_BEGINNING[case]
+    recipe = load_recipe(name, [f"policy.use={policy}", f"policy.weights={weights}"])
+    found = [
+        problem.message for problem in find_problems(recipe) if problem.path == "policy.weights"
+    ]
+    assert message in "; ".join(found)
+    assert find_problems(recipe, policy_injected=True) == []
+
+
+def test_the_weights_of_another_policy_s_run_are_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    of_digits = load_recipe("digits/mask_grpo")
+    (run / "recipe.resolved.yaml").write_text(of_digits.to_yaml())
+    assert find_problems(load_recipe("digits/mask_grpo", [f"policy.weights={run}"])) == []
+    others = load_recipe("shapes/mask_grpo", [f"policy.weights={run}"])
+    found = {problem.path: problem.message for problem in find_problems(others)}
+    assert "holds the weights of digits_masked" in found.get("policy.weights", "nothing")
+
+
 def test_all_reasons_come_at_once(load: Load) -> None:
     recipe = load("sampler.use=drop", "reward.jury={}", "train.num_minibatches=9", "prompts=null")
     with pytest.raises(RecipeError) as error:

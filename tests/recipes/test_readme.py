@@ -70,6 +70,16 @@ def test_the_set_up_commands_have_one_line(name: str) -> None:
     assert len(block(f"command: {name}").strip().splitlines()) == 1
 
 
+def test_processes_and_chunks_are_said_to_agree_to_rounding() -> None:
+    """Measured in tests/core: test_cli.py (two processes), test_trainer.py, test_resume.py."""
+    (promise,) = re.findall(
+        r"- \*\*Randomness belongs to samples\.\*\*.*?(?=\n- )", README, re.DOTALL
+    )
+    words = " ".join(promise.split())
+    assert "one process or two, in any batch size, to rounding" in words
+    assert "after any stop bit for bit" in words
+
+
 def test_links_lead_somewhere() -> None:
     for page in [
         ROOT / "README.md",
