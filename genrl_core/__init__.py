@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from genrl_core.forwards import forward_arguments
     from genrl_core.hookspecs import Register, hookimpl
     from genrl_core.hub import ModelFiles
-    from genrl_core.media import Media, Prompt
+    from genrl_core.media import Media, Prompt, Reading
     from genrl_core.objective import Objective, Replay, View
     from genrl_core.plugins import Registry
     from genrl_core.policy import Policy
@@ -69,7 +69,7 @@ _HOMES = {
     "Policy": "policy", "Sampler": "sampler", "MarkovSampler": "sampler",
     "Transition": "sampler", "Reward": "reward", "Objective": "objective", "View": "objective",
     "Replay": "objective",
-    "Batch": "batch", "Media": "media", "Prompt": "media",
+    "Batch": "batch", "Media": "media", "Prompt": "media", "Reading": "media",
     "Matching": "records", "Others": "records", "Plan": "records", "Scored": "records",
     "Streams": "records", "Tensors": "records", "Terms": "records", "Trajectory": "records",
     "take": "records",
@@ -84,9 +84,9 @@ __all__ = [
     "MEDIA", "NONE", "WEIGHT_FILES", "Batch", "Capability", "CheckpointError", "Component",
     "DataSampler", "GenRLError", "MarkovSampler", "Matching", "Media", "ModelFiles", "Objective",
     "ObjectiveConfig", "Others", "Plan",
-    "PluginError", "Policy", "PolicyConfig", "Prompt", "Recipe", "RecipeError", "Register",
-    "Registry", "Replay", "Reward", "RewardConfig", "RewardError", "Sampler", "SamplerConfig",
-    "Schema", "Scored", "Streams", "Tensors", "Terms", "Trajectory", "Transition",
+    "PluginError", "Policy", "PolicyConfig", "Prompt", "Reading", "Recipe", "RecipeError",
+    "Register", "Registry", "Replay", "Reward", "RewardConfig", "RewardError", "Sampler",
+    "SamplerConfig", "Schema", "Scored", "Streams", "Tensors", "Terms", "Trajectory", "Transition",
     "ValueHeadConfig", "View",
     "__version__", "attend", "attention_backend", "fit_tensors", "forward_arguments", "hookimpl",
     "lazy_names", "load_recipe", "read_tensors", "take", "train",

@@ -87,6 +87,15 @@ class PolicyConfig(Component):
         """Why ``capability`` is not given, as half a sentence; empty for no more to say."""
         return ""
 
+    def check_prompt(self, prompt: "Prompt") -> None:
+        """Asked of every prompt of a recipe before anything is built, so without torch.
+
+        The default takes any; ``Policy.reading`` is for what takes a tokenizer to know.
+
+        Raises:
+            GenRLError: the policy cannot take this prompt: which, why, what to do.
+        """
+
     def draws_problem(self, draws: int) -> str:
         """Why ``train.draws`` corruptions per sample do not fit, as sentences; or empty."""
         return ""

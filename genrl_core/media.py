@@ -28,6 +28,27 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How long some prompts are to a network, and how much of one it reads.
+
+    Attributes:
+        lengths: of every prompt, in units; 0 where it lacks this part.
+        limit: the longest that is read whole.
+        cut: whether the rest of a longer one goes unread; else a longer one cannot be taken at all.
+        part: which part of a prompt this is about, ``text`` or ``negative``.
+        unit: what is counted, special tokens included.
+        way_out: what to do about a longer one.
+    """
+
+    lengths: Sequence[int]
+    limit: int
+    cut: bool
+    part: Literal["text", "negative"] = "text"
+    unit: str = "tokens"
+    way_out: str = "shorten it, or leave it out"
+
+
+@dataclass(frozen=True)
 class Media:
     """Finished samples as a person or a reward takes them.
 

@@ -11,7 +11,7 @@ from genrl_core.config import Component, ObjectiveConfig, PolicyConfig, RewardCo
 from genrl_core.errors import RecipeError, RewardError
 from genrl_core.media import Prompt
 from genrl_core.problems import Problem, Route, dotted, raise_if
-from genrl_core.prompts import load_prompts
+from genrl_core.prompts import load_prompts, refused
 from genrl_core.recipe import RESOLVED_FILE, Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -463,19 +463,23 @@ class _Judge:
         return base.policy if base else None
 
     def prompts(self, rewards_injected: bool) -> None:
-        """Whether the rewards can judge every prompt: the first step is late to learn of it."""
-        recipe = self.recipe
+        """Whether policy and rewards take every prompt: the first step is late to learn of it."""
+        recipe, policy = self.recipe, self.policy
+        if policy is not None and type(policy).check_prompt is PolicyConfig.check_prompt:
+            policy = None
         rewards = [] if rewards_injected else list(recipe.reward.values())
         asking = {"file": rewards, "evaluate": [*rewards, *recipe.metrics.values()]}
         for key, judges in asking.items():
             configs = [c for c in judges if type(c).check_prompt is not RewardConfig.check_prompt]
             path = getattr(recipe.prompts, key)
-            if not configs or path is None or not Path(path).is_file():
+            if not (configs or policy) or path is None or not Path(path).is_file():
                 continue
             try:
                 prompts = load_prompts(path)
             except RecipeError:
                 continue  # whoever reads the file says so
+            if policy is not None:
+                self.problems += refused(prompts, policy.check_prompt, path)
             for said in dict.fromkeys(_misfits(prompts, config) for config in configs):
                 if said:
                     self.report(("prompts", key), f"{path}: {said}")

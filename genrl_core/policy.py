@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genrl_core.records import Matching, Media, Prompt, Scored, Streams, Tensors
+from genrl_core.media import Media, Prompt, Reading
+from genrl_core.records import Matching, Scored, Streams, Tensors
 
 
 class Policy(ABC):
@@ -46,6 +47,13 @@ class Policy(ABC):
     @abstractmethod
     def decode(self, final: Tensors) -> Media:
         """Finished samples as media; pixels are uint8 ``[B, 3, H, W]``."""
+
+    def reading(self, prompts: Sequence[Prompt]) -> Sequence[Reading]:  # noqa: ARG002
+        """How much of the prompts ``encode`` reads, asked of every prompt before a run begins.
+
+        One for each part of a prompt that has a limit, by tokenizer alone. The default has none.
+        """
+        return ()
 
     def corrupt(
         self, final: Tensors, streams: Streams, draws: int, update: int, updates: int

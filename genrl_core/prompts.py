@@ -5,14 +5,21 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from genrl_core.errors import RecipeError
-from genrl_core.media import Prompt
+from genrl_core.errors import GenRLError, RecipeError
+from genrl_core.media import Prompt, Reading
 from genrl_core.problems import Place, Problem, raise_if, shown
 
+Reader = Callable[[Sequence[Prompt]], Sequence[Reading]]
+"""Says how long prompts are to a network, and how much of them it reads."""
+
+LISTED = 20
+"""Prompts that a message names one by one; the others are counted."""
+_AT_ONCE = 1000
+"""Prompts that a reader is asked about at a time."""
 _Row = tuple[int, dict[str, Any]]
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 """What JSON can spell and no tokenizer, hash or file of UTF-8 can take."""
@@ -38,7 +45,11 @@ def read_prompts(path: Path | str) -> list[dict[str, Any]]:
         RecipeError: the file is missing, empty, not UTF-8 or malformed, a text is missing, or an id
             stands twice; every problem with its line.
     """
-    path = Path(path)
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The prompts, and the line of each by its id."""
     problems: list[Problem] = []
     rows = list(_rows(path, _decode(path), problems))
     prompts: list[dict[str, Any]] = []
@@ -58,12 +69,105 @@ def read_prompts(path: Path | str) -> list[dict[str, Any]]:
     raise_if(problems)
     if not prompts:
         raise RecipeError(f"{path}: the prompt file holds no prompt")
-    return prompts
+    return prompts, lines
 
 
 def load_prompts(path: Path | str) -> tuple[Prompt, ...]:
     """The prompts of a file as records; raises like ``read_prompts``."""
     return tuple(Prompt(**fields) for fields in read_prompts(path))
+
+
+def unread(
+    prompts: Sequence[Prompt], readers: Mapping[str, Reader], path: Path | str | None = None
+) -> tuple[list[Problem], list[str]]:
+    """What is too long among prompts, in batches, each prompt once per reader.
+
+    Args:
+        prompts: all that may be drawn or judged.
+        readers: who reads them, as a sentence names it -> how much of them.
+        path: the file that they come from.
+
+    Returns:
+        A problem for every prompt that cannot be taken, the first ``LISTED`` by name; and for every
+        part that a reader cuts off a sentence, with the longest prompt.
+    """
+    problems: list[Problem] = []
+    cuts: list[str] = []
+    places = _Places(path)
+    for who, read in readers.items():
+        for part, rows in _too_long(prompts, read).items():
+            length, prompt, reading = max(rows, key=lambda row: row[0])
+            if reading.cut:
+                cuts.append(
+                    f"{len(rows)} of {len(prompts)} prompts are longer than {who} reads: of the "
+                    f"{part} the first {reading.limit} {reading.unit} count, and the rest is cut "
+                    f"off. The longest has {length}, {places.of(prompt)}: "
+                    f"{_ends(getattr(prompt, part))}; {reading.way_out}"
+                )
+                continue
+            problems += _listed([
+                Problem(
+                    places.of(prompt), part,
+                    f"has {length} {reading.unit}, and {who} takes {reading.limit} at the most: "
+                    f"{_ends(getattr(prompt, part))}; {reading.way_out}",
+                )
+                for length, prompt, reading in rows
+            ])  # fmt: skip
+    return problems, cuts
+
+
+def refused(
+    prompts: Sequence[Prompt], check: Callable[[Prompt], None], path: Path | str
+) -> list[Problem]:
+    """A problem for every prompt that ``check`` raises for, the first ``LISTED`` by name."""
+    found: list[Problem] = []
+    places = _Places(path)
+    for prompt in prompts:
+        try:
+            check(prompt)
+        except GenRLError as error:
+            found.append(Problem(places.of(prompt), "", str(error)))
+    return _listed(found)
+
+
+def _listed(problems: list[Problem]) -> list[Problem]:
+    """A file of 100,000 prompts may have as many."""
+    if len(problems) <= LISTED:
+        return problems
+    more = f"and {len(problems) - LISTED:,} more prompts like these"
+    return [*problems[:LISTED], Problem("", "", more)]
+
+
+def _too_long(
+    prompts: Sequence[Prompt], read: Reader
+) -> dict[Literal["text", "negative"], list[tuple[int, Prompt, Reading]]]:
+    """The prompts beyond a reader's limits, by their part, with their lengths."""
+    found: dict[Literal["text", "negative"], list[tuple[int, Prompt, Reading]]] = {}
+    for start in range(0, len(prompts), _AT_ONCE):
+        asked = prompts[start : start + _AT_ONCE]
+        for reading in read(asked):
+            for length, prompt in zip(reading.lengths, asked, strict=True):
+                if length > reading.limit:
+                    found.setdefault(reading.part, []).append((length, prompt, reading))
+    return found
+
+
+class _Places:
+    """Where prompts stand: file and line, or their id where no file is known."""
+
+    def __init__(self, path: Path | str | None):
+        self._path, self._lines = path, dict[str, int]()
+
+    def of(self, prompt: Prompt) -> str:
+        if self._path is None:
+            return f"prompt {prompt.id!r}"
+        self._lines = self._lines or _read(Path(self._path))[1]
+        return f"{self._path}:{self._lines[prompt.id]}"
+
+
+def _ends(text: str) -> str:
+    """A text for a message, its end included, since that is what is cut off."""
+    return repr(text if len(text) <= 100 else f"{text[:40]} ... {text[-40:]}")
 
 
 def _decode(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from genrl_core.capability import MEDIA, Capability
 from genrl_core.config import RewardConfig
 from genrl_core.errors import GenRLError, PluginError, RewardError
-from genrl_core.media import Media, Prompt
+from genrl_core.media import Media, Prompt, Reading
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,13 @@ class Reward(ABC):
 
     def to(self, device: torch.device) -> None:  # noqa: B027  # most have nothing to move
         """Move networks to the run's device, once after ``build()``; the default has none."""
+
+    def reading(self, prompts: Sequence[Prompt]) -> Sequence[Reading]:  # noqa: ARG002
+        """How much of the prompts the reward reads, as ``Policy.reading``; by default all.
+
+        What is cut off is named before a run: prompts that differ there alone are judged alike.
+        """
+        return ()
 
     def gradient(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """The same number, differentiable: ``[B]`` from pixels ``[B, 3, H, W]`` in [0, 1].

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from genrl_core.evaluate import Evaluation
 from genrl_core.identity import changes, flat, refusal
 from genrl_core.pictures import Column, sheet
 from genrl_core.plan import plan_of
-from genrl_core.problems import shown
+from genrl_core.problems import raise_if, shown
 from genrl_core.progress import metrics_line
+from genrl_core.prompts import unread
 from genrl_core.recipe import RESOLVED_FILE, Recipe, load_recipe
 from genrl_core.recorder import Recorder
 from genrl_core.records import Prompt
@@ -155,8 +157,9 @@ class _Run:
 
     def _build(self) -> Trainer:
         return Trainer(
-            self._recipe, runtime=self._runtime, notify=lambda text: self._note("note", text)
-        )
+            self._recipe, runtime=self._runtime, notify=lambda text: self._note("note", text),
+            warn=lambda text: self._note("warning", text),
+        )  # fmt: skip
 
     def go(self) -> int:
         context: AbstractContextManager[Any] = self._recorder or nullcontext()
@@ -362,6 +365,10 @@ def sample(
     chosen = recipe.run.seed if seed is None else seed
     plan = plan_of(chosen, 0, 0, asked, num, runtime.device)
     sampler = recipe.sampler_for().build()
+    refused, cuts = unread(asked, {"the policy": partial(sampler.reading, trainer.policy)})
+    raise_if(refused)
+    for cut in cuts:
+        print(cut, flush=True)
     with trainer.in_use() as policy:
         _, media = draw(policy, sampler, plan, recipe.train.samples_per_forward)
     if media.pixels is None:

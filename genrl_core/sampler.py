@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genrl_core.errors import GenRLError
+from genrl_core.media import Prompt, Reading
 from genrl_core.policy import Policy
 from genrl_core.records import Others, Plan, Scored, Streams, Tensors, Terms, Trajectory, take
 
@@ -26,6 +27,13 @@ class Sampler(ABC):
             grad_steps: how many last steps keep the graph, for differentiable samplers: ``final``
                 then has a gradient, ``trace`` and ``terms`` never have. The draws are the same.
         """
+
+    def reading(self, policy: Policy, prompts: Sequence[Prompt]) -> Sequence[Reading]:
+        """How much of the prompts the policy reads where this sampler draws; the policy's own word.
+
+        For a sampler that needs room beside the prompt, or that leaves a part of it unread.
+        """
+        return policy.reading(prompts)
 
     def preview(
         self, policy: Policy, cond: Tensors, plan: Plan, step: int, grad_steps: int = 1

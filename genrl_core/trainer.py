@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ from genrl_core.negotiate import negotiate, resolve_views
 from genrl_core.plan import training_plan
 from genrl_core.policy import Policy
 from genrl_core.preparation import Side, sides_of
-from genrl_core.prompts import load_prompts
+from genrl_core.problems import raise_if
+from genrl_core.prompts import Reader, load_prompts, unread
 from genrl_core.recipe import Recipe, load_recipe
 from genrl_core.records import Media, Plan, Prompt
 from genrl_core.reward import Reward
@@ -65,8 +67,11 @@ class Trainer:
         self, recipe: Recipe, *, policy: Policy | None = None, sampler: Sampler | None = None,
         rewards: Mapping[str, Reward] | None = None, optimizer: OptimizerFactory | None = None,
         runtime: Runtime | None = None, notify: build.Notify = lambda _: None,
+        warn: build.Notify = warnings.warn,
     ):  # fmt: skip
         """Build what the recipe names; what is injected replaces it.
+
+        ``notify`` is told what goes on, ``warn`` what the user should look at.
 
         Raises:
             RecipeError: the recipe's parts do not fit together.
@@ -76,7 +81,7 @@ class Trainer:
             rewards_injected=rewards is not None,
         )  # fmt: skip
         self.recipe = recipe
-        self._notify = notify
+        self._notify, self._warn = notify, warn
         self.runtime = runtime or Runtime(recipe.run.device)
         if recipe.run.threads is not None:
             torch.set_num_threads(recipe.run.threads)
@@ -137,13 +142,43 @@ class Trainer:
         )  # fmt: skip
         self.iteration = 0
         self._idle, self._idle_because = 0, ""
+        self._prompts_checked = False
+
+    def check_prompts(self) -> None:
+        """Look at every prompt before any is drawn; done once, by ``step`` and ``evaluate`` too.
+
+        A prompt that is read in part is a warning.
+
+        Raises:
+            RecipeError: the policy cannot take a prompt; all of them.
+        """
+        if self._prompts_checked:
+            return
+        self._prompts_checked = True
+        files, sampler = self.recipe.prompts, self.sampler
+        readers: dict[str, Reader] = {"the policy": partial(sampler.reading, self.policy)}
+        rewards = {name: reward for name, (_, reward) in self.rewards.items()}
+        readers |= _reading_of("reward", rewards)
+        problems, cuts = unread(self.prompts, readers, files.file)
+        if self.held_out:
+            if not self._sampler_injected:
+                sampler = self.recipe.sampler_for().build()
+            readers["the policy"] = partial(sampler.reading, self.policy)
+            readers |= _reading_of("measure", self.measures)
+            refused, cut = unread(self.held_out, readers, files.evaluate)
+            problems, cuts = problems + refused, cuts + cut
+        for text in dict.fromkeys(cuts):
+            self._warn(text)
+        raise_if(problems)
 
     def step(self) -> Record:
         """One iteration.
 
         Raises:
+            RecipeError: the policy cannot take a prompt, at the first.
             GenRLError: a reward failed, the drift check failed, or too many steps were skipped.
         """
+        self.check_prompts()
         train, seed = self.recipe.train, self.recipe.run.seed
         start = time.perf_counter()
 
@@ -203,6 +238,7 @@ class Trainer:
             raise RecipeError("nothing to evaluate on: the recipe has no prompts.evaluate")
         if self._sampler_injected and overrides:
             raise RecipeError("an injected sampler has no fields to override in an evaluation")
+        self.check_prompts()
         sampler = self.sampler
         if not self._sampler_injected:
             sampler = recipe.sampler_for(**overrides).build()
@@ -353,6 +389,15 @@ def _rewards(
         weights = {label: config.weight for label, config in recipe.reward.items()}
         return {label: (weights.get(label, 1.0), reward) for label, reward in injected.items()}
     return {label: (config.weight, config.build()) for label, config in recipe.reward.items()}
+
+
+def _reading_of(kind: str, judges: Mapping[str, Reward]) -> dict[str, Reader]:
+    """How each of them reads prompts; an injected one may be a function, which says nothing."""
+    return {
+        f"{kind} {name!r}": judge.reading
+        for name, judge in judges.items()
+        if hasattr(judge, "reading")
+    }
 
 
 def _sides(recipe: Recipe) -> Sequence[Side]:

@@ -1,7 +1,7 @@
 """The policy of aMUSEd: prompts through CLIP, codes through the transformer, pixels through VQ."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from genrl_amused.attention import AmusedAttention
 from genrl_amused.loading import load_parts
 from genrl_amused.recompute import recompute_layers
-from genrl_core import Media, Prompt, RecipeError, Tensors, attention_backend
+from genrl_core import Media, Prompt, Reading, RecipeError, Tensors, attention_backend
 from genrl_masked import MaskedPolicy
 
 if TYPE_CHECKING:
@@ -70,6 +70,19 @@ class AmusedPolicy(MaskedPolicy):
             "hidden": hidden[own], "pooled": pooled[own],
             "negative_hidden": hidden[negative], "negative_pooled": pooled[negative],
         }  # fmt: skip
+
+    def reading(self, prompts: Sequence[Prompt]) -> Sequence[Reading]:
+        """CLIP's tokens, the two around a text included; the rest is cut off."""
+        parts: tuple[Literal["text", "negative"], ...] = ("text", "negative")
+        return [
+            Reading(
+                [len(ids) for ids in self.tokenizer(
+                    [getattr(prompt, part) for prompt in prompts], verbose=False
+                ).input_ids],
+                self.tokenizer.model_max_length, cut=True, part=part,
+            )
+            for part in parts
+        ]  # fmt: skip
 
     def _embed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """CLIP's view of texts, each looked at once: ``[B, L, E]`` and ``[B, P]``."""

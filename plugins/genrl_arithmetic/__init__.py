@@ -13,6 +13,7 @@ from genrl_autoregressive import AutoregressivePolicyConfig
 from genrl_core import (
     Capability,
     PolicyConfig,
+    Prompt,
     RewardConfig,
     SamplerConfig,
     ValueHeadConfig,
@@ -48,6 +49,12 @@ class ArithmeticLmConfig(TransformerConfig, ValueHeadConfig, AutoregressivePolic
 
     positions: Count = Field(16, description="characters of prompt and answer at the most")
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """It is a sum; whether it is too long depends on the sampler."""
+        from genrl_arithmetic.task import prompt_ids
+
+        prompt_ids(prompt)
+
     def build(self) -> "ArithmeticLm":
         from genrl_arithmetic.policy import ArithmeticLm
 
@@ -63,6 +70,12 @@ class ArithmeticMaskedConfig(TransformerConfig, MaskedPolicyConfig):
     answer_length: Count = Field(
         3, description="N, characters of an answer, the ends that fill it up included"
     )
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """It is a sum of at most ``prompt_length`` characters."""
+        from genrl_arithmetic.task import prompt_ids
+
+        prompt_ids(prompt, self.prompt_length)
 
     def build(self) -> "ArithmeticMasked":
         from genrl_arithmetic.canvas import ArithmeticMasked

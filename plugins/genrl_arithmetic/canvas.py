@@ -53,13 +53,7 @@ class ArithmeticMasked(MaskedPolicy):
         self.num_prompt_tokens = config.prompt_length
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensors:
-        rows = [task.prompt_ids(prompt) for prompt in prompts]
-        for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) > self.num_prompt_tokens:
-                raise GenRLError(
-                    f"prompt {prompt.id!r} ({prompt.text!r}) has {len(row)} characters; the policy "
-                    f"reads at most {self.num_prompt_tokens}: raise policy.prompt_length"
-                )
+        rows = [task.prompt_ids(prompt, self.num_prompt_tokens) for prompt in prompts]
         padded = [[task.END] * (self.num_prompt_tokens - len(row)) + row for row in rows]
         return {"prompt": torch.tensor(padded, device=next(self.network.parameters()).device)}
 

@@ -28,8 +28,18 @@ def answer(prompt: Prompt) -> int:
     return int(found[1]) + int(found[2])
 
 
-def prompt_ids(prompt: Prompt) -> list[int]:
-    """The ids of a prompt's characters; raises like ``answer``."""
+def prompt_ids(prompt: Prompt, longest: int | None = None) -> list[int]:
+    """The ids of a prompt's characters.
+
+    Raises:
+        GenRLError: the prompt is no sum, or has more than ``longest`` characters.
+    """
     answer(prompt)
     symbols = DIGITS + "\0" + PROMPT_ONLY
-    return [symbols.index(character) for character in prompt.text.strip()]
+    found = [symbols.index(character) for character in prompt.text.strip()]
+    if longest is not None and len(found) > longest:
+        raise GenRLError(
+            f"prompt {prompt.id!r} ({prompt.text!r}) has {len(found)} characters; the policy reads "
+            f"at most {longest}: raise policy.prompt_length"
+        )
+    return found

@@ -9,6 +9,8 @@ recipe says otherwise, and truncated sampling gives no densities; trainers often
 """
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -27,6 +29,8 @@ from genrl_core import (
     Others,
     Plan,
     Policy,
+    Prompt,
+    Reading,
     RecipeError,
     Sampler,
     Scored,
@@ -81,6 +85,21 @@ class TokenSampler(Sampler):
                 "tokens: leave it out"
             )
         return cast(int, asked if fixed is None else fixed)
+
+    def reading(self, policy: Policy, prompts: Sequence[Prompt]) -> Sequence[Reading]:
+        """What the policy says, less the room for a sample; negative prompts where guidance is on.
+
+        The last token of a sample is never read.
+        """
+        room = self.limit(cast(AutoregressivePolicy, policy)) - 1
+        return [
+            replace(
+                each, limit=max(each.limit - room, 0),
+                way_out=f"{each.way_out}, or lower sampler.max_new_tokens ({room + 1})",
+            )
+            for each in policy.reading(prompts)
+            if self.guided or each.part != "negative"
+        ]  # fmt: skip
 
     def rollout(
         self, policy: Policy, cond: Tensors, plan: Plan,

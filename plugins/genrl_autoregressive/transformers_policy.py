@@ -1,12 +1,21 @@
 """Policies whose network is a causal language model of transformers."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from genrl_autoregressive.policy import AutoregressivePolicy
-from genrl_core import GenRLError, PolicyConfig, RecipeError, Tensors, forward_arguments
+from genrl_core import (
+    GenRLError,
+    PolicyConfig,
+    Prompt,
+    Reading,
+    RecipeError,
+    Tensors,
+    forward_arguments,
+)
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -40,6 +49,20 @@ class TransformersPolicy(AutoregressivePolicy):
         self._refuse_what_reads_otherwise()
         if self.predicts_value:
             add_value_head(network)
+
+    def reading(self, prompts: Sequence[Prompt]) -> Sequence[Reading]:
+        """The tokens of what ``encode`` gives, against the network's positions.
+
+        A condition may hold ``negative_mask`` beside ``prompt_mask``.
+        """
+        if self.max_positions is None or self.max_positions < 1:
+            return ()
+        cond = self.encode(prompts)
+        found = [Reading(cond["prompt_mask"].sum(1).tolist(), self.max_positions, cut=False)]
+        if "negative_mask" in cond:
+            lengths = cond["negative_mask"].sum(1).tolist()
+            found.append(Reading(lengths, self.max_positions, cut=False, part="negative"))
+        return found
 
     def logits(
         self, prompt: Tensor | None, tokens: Tensor, mask: Tensor, cond: Tensors,  # noqa: ARG002

@@ -14,6 +14,7 @@ from genrl_autoregressive import AutoregressivePolicyConfig
 from genrl_core import (
     Capability,
     PolicyConfig,
+    Prompt,
     RewardConfig,
     SamplerConfig,
     ValueHeadConfig,
@@ -51,6 +52,10 @@ class DigitsMaskedConfig(ValueHeadConfig, MaskedPolicyConfig):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Its words are in the vocabulary."""
+        _check(prompt)
+
     def build(self) -> "DigitsMaskedPolicy":
         from genrl_digits.policy import DigitsMaskedPolicy
 
@@ -74,6 +79,10 @@ class DigitsAutoregressiveConfig(ValueHeadConfig, AutoregressivePolicyConfig):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Its words are in the vocabulary."""
+        _check(prompt)
+
     def build(self) -> "DigitsAutoregressivePolicy":
         from genrl_digits.autoregressive import DigitsAutoregressivePolicy
 
@@ -86,6 +95,10 @@ class DigitsPixelsConfig(ValueHeadConfig, DiffusionPolicyConfig):
     differentiable: ClassVar[bool] = True
     width: Count = Field(256, description="units of a layer")
     layers: Count = Field(3, description="residual layers")
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Its words are in the vocabulary."""
+        _check(prompt)
 
 
 class DigitsDiffusionConfig(DigitsPixelsConfig):
@@ -187,6 +200,12 @@ class DigitDiversityConfig(RewardConfig):
         from genrl_digits.rewards import DigitDiversity
 
         return DigitDiversity()
+
+
+def _check(prompt: Prompt) -> None:
+    from genrl_digits.words import word_ids
+
+    word_ids(prompt)
 
 
 @hookimpl

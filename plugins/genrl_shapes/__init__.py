@@ -49,6 +49,12 @@ class ShapesMaskedConfig(MaskedPolicyConfig):
             raise ValueError(f"weights {self.weights} is none of {', '.join(SHIPPED)}")
         return self
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Its words are in the vocabulary."""
+        from genrl_shapes.grammar import word_ids
+
+        word_ids(prompt)
+
     def build(self) -> "ShapesMaskedPolicy":
         from genrl_shapes.policy import ShapesMaskedPolicy
 

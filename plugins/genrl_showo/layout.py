@@ -69,11 +69,16 @@ def prompt_ids(text: Sequence[int], vocabulary: Vocabulary, length: int = 128) -
     A text that is too long is cut after ``length`` ids, t2i and sot included, and ends with eot as
     every other. No text gives ``[t2i] [sot] [eot]``, the prompt without a prompt.
     """
-    begin = [] if list(text[:1]) == [vocabulary.boundary] else [vocabulary.boundary]
-    ids = [vocabulary.t2i, *begin, *text, vocabulary.boundary]
+    ids = framed(text, vocabulary)
     if len(ids) > length + 1:
         ids = [*ids[:length], vocabulary.boundary]
     return [vocabulary.pad] * (length + 1 - len(ids)) + ids
+
+
+def framed(text: Sequence[int], vocabulary: Vocabulary) -> list[int]:
+    """A whole text between t2i, sot, which it may bring itself, and eot."""
+    begin = [] if list(text[:1]) == [vocabulary.boundary] else [vocabulary.boundary]
+    return [vocabulary.t2i, *begin, *text, vocabulary.boundary]
 
 
 def image_ids(canvas: Tensor, vocabulary: Vocabulary) -> Tensor:

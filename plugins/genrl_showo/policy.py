@@ -2,15 +2,15 @@
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from genrl_core import Media, Prompt, RecipeError, Tensors
+from genrl_core import Media, Prompt, Reading, RecipeError, Tensors
 from genrl_masked import MaskedPolicy
-from genrl_showo.layout import prompt_ids
+from genrl_showo.layout import framed, prompt_ids
 from genrl_showo.magvit import MagvitV2, load_magvit
 from genrl_showo.network import Prefix, ShowoNetwork
 from genrl_showo.weights import load_showo
@@ -56,14 +56,28 @@ class ShowoPolicy(MaskedPolicy):
         }
 
     def _ids(self, texts: Sequence[str]) -> Tensor:
-        rows = [
-            prompt_ids(
-                self.text_tokenizer(text, add_special_tokens=False)["input_ids"] if text else [],
-                self.vocabulary, self._text_length,
-            )
-            for text in texts
-        ]  # fmt: skip
+        rows = [prompt_ids(ids, self.vocabulary, self._text_length) for ids in self._words(texts)]
         return torch.tensor(rows, device=next(self.network.parameters()).device)
+
+    def _words(self, texts: Sequence[str]) -> list[list[int]]:
+        """Phi's ids of the texts alone."""
+        filled = [text for text in texts if text]
+        found = iter(
+            self.text_tokenizer(filled, add_special_tokens=False, verbose=False)["input_ids"]
+            if filled
+            else ()
+        )
+        return [next(found) if text else [] for text in texts]
+
+    def reading(self, prompts: Sequence[Prompt]) -> Sequence[Reading]:
+        """The ids of a prompt with what frames it; the rest is cut off."""
+        parts: tuple[Literal["text", "negative"], ...] = ("text", "negative")
+        found = []
+        for part in parts:
+            rows = self._words([getattr(prompt, part) for prompt in prompts])
+            lengths = [len(framed(row, self.vocabulary)) for row in rows]
+            found.append(Reading(lengths, self._text_length + 1, cut=True, part=part))
+        return found
 
     def unconditional(self, cond: Tensors) -> Tensors:
         """The negative prompts; silent, the empty one."""

@@ -1,7 +1,9 @@
 """aMUSEd through GenRL against diffusers' own pipeline, and through the whole loop."""
 
 import copy
+import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -267,3 +269,31 @@ def test_a_wish_that_cannot_be_met_ends_the_run_before_weights_are_read(publishe
     monkeypatch.setitem(__import__("sys").modules, "xformers", None)
     with pytest.raises(RecipeError, match=r"xformers does not run here.*Choose attention: auto"):
         AmusedConfig(weights="nowhere/at-all", attention="xformers").build()
+
+
+LONG = "a red dog and much else"  # 18 letters and the two ends; CLIP reads twelve
+
+
+@pytest.mark.parametrize("prompt", [Prompt("a", LONG), Prompt("a", "a dog", negative=LONG)])
+def test_a_prompt_that_clip_reads_in_part_is_named(published, tmp_path, prompt):
+    """Once, when training begins, with what counts; a prompt of twelve tokens is silent."""
+    rows = [{"text": "a red dogs of"}, {"text": prompt.text, "negative": prompt.negative}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = load_recipe({
+        "policy": {"use": "amused", "weights": str(published)},
+        "sampler": {"use": "confidence", "num_inference_steps": 2},
+        "reward": {"digit_classifier": {}}, "objective": {"grpo": {"epsilon": 0.1}},
+        "prompts": {"file": str(tmp_path / "prompts.jsonl")},
+        "train": {
+            "iterations": 2, "num_prompts": 2, "num_generations": 2, "learning_rate": 1e-4,
+        },
+    })  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        list(train(recipe, rewards={"digit_classifier": Brightness()}))
+    told = [str(w.message) for w in caught if "cut off" in str(w.message)]
+    part = "negative" if prompt.negative else "text"
+    assert len(told) == 1, told
+    assert "1 of 2 prompts are longer than the policy reads" in told[0]
+    assert f"of the {part} the first 12 tokens count" in told[0] and "has 20" in told[0]
+    assert f"prompts.jsonl:2: {LONG!r}" in told[0]

@@ -264,7 +264,7 @@ def test_a_recipe_with_prompts_that_cannot_be_judged_is_refused(tmp_path, capsys
     (tmp_path / "mine.jsonl").write_text(
         json.dumps(ROWS.single("cat")) + '\n{"text": "a red cat", "id": "bare"}\n'
     )
-    asked = ["digits/mask_grpo", "reward={geneval: {}}", "prompts.file=", "policy.weights=null"]
+    asked = ["masked/amused_mask_grpo", "reward={geneval: {}}", "prompts.file=", "weights.ema=null"]
     asked[2] += str(tmp_path / "mine.jsonl")
     assert main(["check", *asked, "prompts.evaluate=null", "evaluate=null"]) == 2
     told = "".join(capsys.readouterr())

@@ -208,6 +208,43 @@ def test_every_text_is_encoded_once(
     assert asked == [3]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "aesthetic"])
+def test_what_a_reward_cuts_off_is_said_once(
+    published: dict[str, Path], kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two prompts that differ in what is cut off have one reward, and that is no secret."""
+    images = media(count=1).select([0, 0])
+    for count in range(1, 60):
+        alike = prompts(tuple(f"{'a ' * count}{end}" for end in ("red", "cat")))
+        caplog.clear()
+        reward = config(kind, published).build()
+        first, second = reward(images, alike)
+        said = caplog.text
+        if first == second:
+            break
+        assert "cuts off" not in said, "the end was read"
+    assert first == second and count > 3
+    assert said.count("cuts off the rest: 2 are longer") == 1, said or "nothing was said"
+    assert f"{'a ' * 20}"[:20] in said and "which ends in" in said
+    reward(images, alike)
+    assert caplog.text == said, "each prompt once"
+
+
+def test_a_reward_that_was_asked_has_said_it(
+    published: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run asks before it begins, and says it itself; CLIP's tokens count, both ends included."""
+    reward = config("clip_score", published).build()
+    limit = reward.network.config.text_config.max_position_embeddings
+    texts = tuple("a " * count for count in (1, limit - 2, limit - 1, 3 * limit))
+    [found] = reward.reading(prompts(texts))
+    assert found.lengths == [3, limit, limit + 1, 3 * limit + 2]
+    assert (found.limit, found.cut) == (limit, True)
+    reward(media(count=4), prompts(texts))
+    assert "cuts off" not in caplog.text
+    assert config("aesthetic", published).build().reading(prompts(texts)) == ()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_strange_images_and_texts_are_judged(published: dict[str, Path], kind: str) -> None:
     """One alone, grey, a line of pixels, no text, no letter that the tokenizer knows."""

@@ -3,6 +3,7 @@
 import copy
 import json
 import textwrap
+import warnings
 
 import pytest
 import torch
@@ -286,6 +287,26 @@ def test_an_iteration_through_the_trainer(published, tmp_path, weights, policy):
     if lora:
         parents = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained}
         assert parents == {"q_proj", "fc1"}
+
+
+def test_a_prompt_that_showo_reads_in_part_is_named(published, tmp_path):
+    """Its text ends where there is no room beside the task, the beginning and the end."""
+    recipe = recipe_for(published, tmp_path, "{}", "", "{grpo: {epsilon: 0.2}}")
+    fits = LENGTH + 1 - 3
+    rows = [fits * "a ", (fits + 1) * "dog ", ""]
+    rows = [{"text": text or "a", "negative": "" if text else (fits + 5) * "cat "} for text in rows]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = f"prompts.file={tmp_path / 'prompts.jsonl'}"
+    recipe = recipe.with_overrides(path, "prompts.evaluate=null", "train.num_prompts=3")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Trainer(recipe).step()
+    told = [str(w.message) for w in caught if "cut off" in str(w.message)]
+    assert len(told) == 2, told
+    for part, line, length in (("text", 2, fits + 4), ("negative", 3, fits + 8)):
+        [one] = [text for text in told if f"of the {part} the first {LENGTH + 1} tokens" in text]
+        assert "1 of 3 prompts" in one and f"has {length}, {tmp_path}" in one
+        assert f"prompts.jsonl:{line}: " in one
 
 
 def test_lora_where_the_recipe_is_silent_adapts_every_layer(build):
