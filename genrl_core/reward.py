@@ -31,7 +31,7 @@ class Reward(ABC):
     def __call__(self, media: Media, prompts: Sequence[Prompt]) -> Sequence[float | None]:
         """One finite number per sample, larger is better; None where there is none.
 
-        A list, a tuple, or an array or tensor of one axis: anything else stops the run.
+        A list or another sequence, or an array or tensor of one axis; else the run stops.
         None for every sample of a prompt means that the reward does not apply to it: the other
         rewards alone count there. A sample that lacks what others of its prompt have is left out.
         """
@@ -90,12 +90,13 @@ def checked_values(what: str, given: Any, prompts: Sequence[Prompt]) -> list[flo
     """What a reward returned, if it is a number or None per sample.
 
     Raises:
-        RewardError: it is no list, tuple or array of one axis, has another length than the prompts,
+        RewardError: it is no sequence or array of one axis, has another length than the prompts,
             or holds something that is no real number of a float's range.
     """
-    # Arrays say how many axes they have. What has keys, or no order, or is read once says nothing.
-    array = getattr(given, "ndim", 0) == 1 and not isinstance(given, memoryview)
-    if not array and not isinstance(given, list | tuple):
+    # Of what has keys, no order, or is read once nothing is a sequence; of text and bytes all is.
+    array = getattr(given, "ndim", 0) == 1 and hasattr(given, "tolist")
+    raw = isinstance(given, str | bytes | bytearray | memoryview)
+    if raw or not (array or isinstance(given, Sequence)):
         shape = getattr(given, "shape", None)
         kind = type(given).__name__ + (f" of shape {[*shape]}" if isinstance(shape, tuple) else "")
         raise RewardError(

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -104,7 +105,7 @@ def measured(
 
 
 @pytest.mark.parametrize("make", [
-    list, tuple, np.array, torch.tensor, np.float32, lambda v: torch.tensor(v).half(),
+    list, tuple, deque, np.array, torch.tensor, np.float32, lambda v: torch.tensor(v).half(),
     lambda v: [np.float64(x) for x in v], lambda v: [torch.tensor(x) for x in v],
     lambda v: [Fraction(x) for x in v], lambda v: np.int8([round(2 * x) for x in v]),
 ])  # fmt: skip
