@@ -1167,6 +1167,22 @@ MUTATIONS = (
         READING + "test_a_network_that_ignores_its_cache_is_refused",
     ),
     Mutation(
+        "longrope_at_any_length",
+        "F12: rows longer than the original length are read, whose frequencies others then follow",
+        "plugins/genrl_autoregressive/transformers_policy.py",
+        'if kind in ("longrope", "dynamic") and original',
+        'if kind in ("dynamic",) and original',
+        READING + "test_frequencies_of_the_longest_row_are_refused_beyond_it",
+    ),
+    Mutation(
+        "other_caches_end_in_the_rollout",
+        "F13: a network that keeps no keys and values is taken, and fails where it is first read",
+        "plugins/genrl_autoregressive/transformers_policy.py",
+        "except Exception as error:  # each architecture has its own",
+        "except GenRLError as error:",
+        READING + "test_a_network_that_keeps_something_else_is_exact_or_refused",
+    ),
+    Mutation(
         "arguments_by_signature",
         "F1: a policy asks a forward itself what it takes",
         "plugins/genrl_autoregressive/transformers_policy.py",

@@ -30,7 +30,8 @@ class TransformersPolicy(AutoregressivePolicy):
     ``decode``.
 
     Raises:
-        RecipeError: the network reads a batch token by token otherwise than one row at once.
+        RecipeError: the network takes no cache, or reads a batch token by token otherwise than one
+            row at once, as models with another memory than keys and values do.
     """
 
     def __init__(
@@ -38,14 +39,9 @@ class TransformersPolicy(AutoregressivePolicy):
         end_tokens: tuple[int, ...] = (), num_tokens: int | None = None,
     ):  # fmt: skip
         super().__init__(config, network, num_symbols, end_tokens, num_tokens)
-        self._names = forward_arguments(
-            network.forward, needed=("input_ids", "cache"),
-            # Positions may follow from the mask, and use_cache stands in the config too.
-            optional=("attention_mask", "position_ids", "use_cache", "logits_to_keep"),
-        )  # fmt: skip
-        settings = getattr(network, "config", None)
-        self.max_positions: int | None = getattr(settings, "max_position_embeddings", None)
+        self.max_positions, self._beyond = _positions(getattr(network, "config", None))
         self.lora_targets = linear_modules(network)
+        self._names = _names(network)
         self._refuse_what_reads_otherwise()
         if self.predicts_value:
             add_value_head(network)
@@ -91,8 +87,8 @@ class TransformersPolicy(AutoregressivePolicy):
         if self.max_positions is not None and mask.shape[1] > self.max_positions:
             raise GenRLError(
                 f"{mask.shape[1]} tokens of prompt and completion are more than the "
-                f"{self.max_positions} positions of the network: lower sampler.max_new_tokens or "
-                "shorten the prompts"
+                f"{self.max_positions} positions of the network{self._beyond}: lower "
+                "sampler.max_new_tokens or shorten the prompts"
             )
         ids = tokens if prompt is None else torch.cat([prompt, tokens], 1)
         keep = tokens.shape[1] + (prompt is not None)
@@ -108,25 +104,35 @@ class TransformersPolicy(AutoregressivePolicy):
         logits = found.logits[:, -keep:, : self.num_symbols]
         return _precise(logits), found, found[self._names["cache"]] if cache else None
 
-    @torch.no_grad()
     def _refuse_what_reads_otherwise(self) -> None:
         """Compare the calls of rollout and update with a plain one of each row alone.
 
-        A forward that takes a cache, a mask or positions need not use them; its numbers tell.
+        A forward that takes a cache, a mask or positions need not use them; its numbers tell. What
+        keeps something else than a cache of one object fails here and not in the first rollout.
         """
-        was, _ = self.network.training, self.network.train(mode=False)
-        gaps = self._gaps()
-        self.network.train(mode=was)
+        kind, was = type(self.network).__name__, self.network.training
+        self.network.train(mode=False)
+        try:
+            gaps = self._gaps()
+        except Exception as error:  # each architecture has its own
+            first = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise RecipeError(
+                f"policy.weights: {kind} cannot be read token by token, as drawing from it does: a "
+                f"call with a cache ends in {first}. Choose a model that keeps keys and values"
+            ) from error
+        finally:
+            self.network.train(mode=was)
         half = next(self.network.parameters()).dtype.itemsize < 4
         for what, gap in gaps.items():
             if not gap <= (2e-2 if half else 1e-3):  # rounding alone gives 1e-6 in float32
                 raise RecipeError(
-                    f"policy.weights: {type(self.network).__name__} reads {what}: its logits are "
-                    f"wrong by {gap:.2g} of their size, and so would be every density. Choose "
-                    "another model; if this one is known to work here, install the version of "
-                    "transformers that GenRL was tested with (constraints.txt)"
+                    f"policy.weights: {kind} reads {what}: its logits are wrong by {gap:.2g} of "
+                    "their size, and so would be every density. Choose another model; if this one "
+                    "is known to work here, install the version of transformers that GenRL was "
+                    "tested with (constraints.txt)"
                 )
 
+    @torch.no_grad()
     def _gaps(self) -> dict[str, float]:
         """How far two rows of five and three tokens are read wrongly, in units of the logits."""
         embedding: Any = self.network.get_input_embeddings()  # type: ignore[operator]
@@ -150,6 +156,36 @@ class TransformersPolicy(AutoregressivePolicy):
                 "a token otherwise behind the cache that it is handed": torch.cat([first, then], 1),
             }.items()
         }
+
+
+def _names(network: nn.Module) -> dict[str, str]:
+    """How the network's forward calls what it is handed."""
+    try:
+        return forward_arguments(
+            network.forward, needed=("input_ids", "cache"),
+            # Positions may follow from the mask, and use_cache stands in the config too.
+            optional=("attention_mask", "position_ids", "use_cache", "logits_to_keep"),
+        )  # fmt: skip
+    except GenRLError as error:
+        raise RecipeError(f"policy.weights: {error}") from error
+
+
+def _positions(settings: Any) -> tuple[int | None, str]:
+    """How many tokens a row may have, and why no more where the model itself would take more.
+
+    Some rotary embeddings choose their frequencies by the longest row of a call; up to the original
+    length they are those of every row.
+    """
+    limit, beyond = getattr(settings, "max_position_embeddings", None), ""
+    limit = None if limit is None or limit < 1 else int(limit)  # XLNet says -1
+    ropes = getattr(settings, "rope_parameters", None) or {}
+    for rope in (ropes, *ropes.values()):  # one, or one per kind of layer
+        kind = rope.get("rope_type") if isinstance(rope, dict) else None
+        original = rope.get("original_max_position_embeddings") if kind else None
+        if kind in ("longrope", "dynamic") and original and (limit is None or original < limit):
+            limit = int(original)
+            beyond = f", beyond which its {kind} rotary embeddings follow the longest row of a call"
+    return limit, beyond
 
 
 def _precise(found: Tensor) -> Tensor:

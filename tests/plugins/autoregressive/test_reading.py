@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel
 from transformers.utils import ModelOutput
 
 from genrl_autoregressive import CausalLmConfig, TokenConfig
@@ -53,6 +53,16 @@ def gpt2(
     return network
 
 
+def made(kind: str, **fields: Any) -> nn.Module:
+    """A tiny random model of transformers, in float64."""
+    settings = AutoConfig.for_model(
+        kind, vocab_size=12, bos_token_id=1, eos_token_id=0, pad_token_id=0, **fields
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return AutoModelForCausalLM.from_config(settings).eval().double()
+
+
 def refusal(network: nn.Module) -> str:
     """What is said when a policy is made of it; empty where it is taken."""
     try:
@@ -78,6 +88,16 @@ def gap(network: nn.Module) -> float:
     return float(torch.cat(gaps).abs().max())
 
 
+def ending(network: nn.Module) -> str:
+    """``exact``, ``wrong``, the sentence of a refusal, or the name of another exception."""
+    try:
+        return "exact" if gap(network) < 1e-6 else "wrong"
+    except GenRLError as error:
+        return f"refused: {error}"
+    except Exception as error:  # noqa: BLE001  # what is told apart here
+        return type(error).__name__
+
+
 @pytest.mark.parametrize("name", CACHES)
 def test_a_cache_of_either_name_is_used(name: str) -> None:
     assert gap(gpt2(name)) < 1e-12
@@ -101,3 +121,56 @@ def test_a_sound_network_is_taken_in_training_mode_too() -> None:
     with torch.random.fork_rng(devices=[]):
         network = NETWORKS["gpt2"]().train()  # with dropout
     assert refusal(network) == "" and network.training
+
+
+WIDE = {"hidden_size": 16, "num_hidden_layers": 2}
+OTHERS = {
+    "mamba": WIDE | {"state_size": 4},
+    "mamba2": WIDE | {"num_heads": 4, "head_dim": 8, "state_size": 4, "n_groups": 1},
+    "recurrent_gemma": WIDE | {
+        "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16, "lru_width": 16,
+        "attention_window_size": 8,
+    },
+    "rwkv": WIDE | {"attention_hidden_size": 16, "intermediate_size": 16, "context_length": 32},
+    "openai-gpt": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24},
+    "xlnet": {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 16},
+    "bert": WIDE | {"num_attention_heads": 2, "intermediate_size": 16},  # not causal
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_network_that_keeps_something_else_is_exact_or_refused(kind: str) -> None:
+    network = made(kind, **OTHERS[kind])
+    found = ending(network)
+    assert found == "exact" or found.startswith("refused: policy.weights: "), found
+    assert found == "exact" or type(network).__name__ in found
+    assert (found == "exact") == (kind == "mamba2")
+
+
+PHI = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.4,
+}  # fmt: skip
+
+
+def longrope(original: int) -> nn.Module:
+    """A Phi-3 whose frequencies are other ones where a row of the call is longer than this."""
+    rope = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
+        "long_factor": [4.0, 6.0, 8.0, 16.0], "original_max_position_embeddings": original,
+    }  # fmt: skip
+    return made("phi3", **PHI, rope_parameters=rope, original_max_position_embeddings=original)
+
+
+def test_frequencies_of_the_longest_row_are_exact_within_the_original_length() -> None:
+    assert gap(longrope(12)) < 1e-10
+    dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    fields = PHI | {"max_position_embeddings": 12, "rope_parameters": dynamic}
+    assert gap(made("llama", **fields)) < 1e-10
+
+
+def test_frequencies_of_the_longest_row_are_refused_beyond_it() -> None:
+    """Where they turn for one row, they turn for the shorter ones beside it."""
+    found = ending(longrope(6))
+    assert found.startswith("refused: "), found
+    assert "more than the 6 positions" in found and "longrope" in found
