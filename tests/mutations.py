@@ -1183,6 +1183,15 @@ MUTATIONS = (
         READING + "test_a_network_that_keeps_something_else_is_exact_or_refused",
     ),
     Mutation(
+        "prompts_that_are_over",
+        "B1: a prompt keeps the end token that the tokenizer appends",
+        "plugins/genrl_autoregressive/causal_lm.py",
+        "ids = framed[int(twice) : last]",
+        "ids = framed[int(twice) :]",
+        "tests/plugins/autoregressive/test_causal_lm.py::"
+        "test_a_prompt_is_given_one_beginning_at_most_and_no_end",
+    ),
+    Mutation(
         "arguments_by_signature",
         "F1: a policy asks a forward itself what it takes",
         "plugins/genrl_autoregressive/transformers_policy.py",

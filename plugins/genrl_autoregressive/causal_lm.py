@@ -1,6 +1,7 @@
 """Any causal language model of transformers, in its published format, with its tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -72,10 +73,19 @@ class CausalLm(TransformersPolicy):
         return cast(str, found)
 
     def _ids(self, text: str) -> list[int]:
-        """The tokens of a prompt; where there is none, one that begins a sequence."""
-        special = not (self._template and text)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        """The tokens of a prompt; where there is none, one that begins a sequence.
+
+        A template writes its own special tokens. Else the tokenizer may put one before the text,
+        unless the text begins with it, and none behind: a sample would follow a text that is over.
+        """
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         begin = self.tokenizer.bos_token_id
+        if not (self._template and text):
+            written, framed = ids, self.tokenizer(text)["input_ids"]
+            closing = {*self.end_tokens, self.tokenizer.eos_token_id, self.tokenizer.sep_token_id}
+            last = len(framed) - _trailing(framed, closing) + _trailing(written, closing)
+            twice = written[:1] == [begin] and framed[:2] == [begin, begin]
+            ids = framed[int(twice) : last]
         first = begin if begin is not None else (*self.end_tokens, 0)[0]
         return ids or [first]
 
@@ -87,6 +97,11 @@ class CausalLm(TransformersPolicy):
         ids = torch.tensor(padded, dtype=torch.int64, device=device)  # also where all are empty
         lengths = torch.tensor([len(row) for row in rows], device=device)
         return ids, torch.arange(width, device=device) < lengths.unsqueeze(1)
+
+
+def _trailing(ids: Sequence[int], closing: Collection[int | None]) -> int:
+    """How many of the last ids, up to the first other one, are among ``closing``."""
+    return len(list(takewhile(closing.__contains__, reversed(ids))))
 
 
 def _load(source: str, config: "CausalLmConfig") -> tuple[Any, Any]:

@@ -170,19 +170,26 @@ def draw() -> Callable[..., Any]:
     return rollout
 
 
-def save_tokenizer(folder: Path, characters: str) -> None:
-    """A character-level tokenizer in the published format: end is 0, beginning 1."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+def save_tokenizer(folder: Path, characters: str, frame: str = "$A", **fields: Any) -> None:
+    """A character-level tokenizer in the published format: end is 0, beginning 1.
+
+    ``frame`` is what it makes of a text with special tokens, such as ``<begin> $A <end>``.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {"<end>": 0, "<begin>": 1} | {c: i + 2 for i, c in enumerate(characters)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     inner.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<end>", bos_token="<begin>",
-        chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}=",
-    )  # fmt: skip
+    inner.post_processor = processors.TemplateProcessing(
+        single=frame, special_tokens=[("<begin>", 1), ("<end>", 0)]
+    )
+    known = {
+        "eos_token": "<end>", "bos_token": "<begin>",
+        "chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}=",
+    }  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **(known | fields))
     tokenizer.save_pretrained(folder)
 
 

@@ -78,6 +78,40 @@ def test_chat_template(published):
     assert cond["prompt"].tolist() == [policy.tokenizer("12=")["input_ids"]]  # it adds the "="
 
 
+@pytest.fixture
+def with_tokenizer(published, tmp_path):
+    """``with_tokenizer(frame, policy={}, **tokenizer)``: the GPT-2 beside another tokenizer."""
+
+    def make(frame="$A", characters="01234+=abc", policy=None, **fields):
+        for name in ("config.json", "generation_config.json", "model.safetensors"):
+            (tmp_path / name).write_bytes((published["gpt2"] / name).read_bytes())
+        save_tokenizer(tmp_path, characters, frame, **fields)
+        return CausalLmConfig(weights=str(tmp_path), **(policy or {})).build()
+
+    return make
+
+
+BEGUN = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}="
+
+
+@pytest.mark.parametrize("templated", [False, True])
+@pytest.mark.parametrize("frame", ["$A", "<begin> $A", "$A <end>", "<begin> $A <end>"])
+def test_a_prompt_is_given_one_beginning_at_most_and_no_end(with_tokenizer, frame, templated):
+    """Token ids by hand: end 0, beginning 1, then the characters."""
+    policy = with_tokenizer(frame, policy={"chat_template": templated}, chat_template=BEGUN)
+    texts = ["12", "", "<begin>3", "0<end>"]
+    cond = policy.encode([Prompt(text, text, negative=text) for text in texts])
+    begin = [1] if "<begin>" in frame else []
+    expected = [[*begin, 3, 4], [1], [1, 5], [*begin, 2, 0]]
+    if templated:  # it adds what begins and the "="; an empty negative has no turn
+        expected = [[1, 3, 4, 8], [1, 8], [1, 1, 5, 8], [1, 2, 0, 8]]
+    for side in ("prompt", "negative"):
+        rows = zip(cond[side], cond[f"{side}_mask"], strict=True)
+        found = [row[mask].tolist() for row, mask in rows]
+        assert found[0] == expected[0] and found[2:] == expected[2:], side
+        assert found[1] == (expected[1] if side == "prompt" else [1])
+
+
 def test_base_names_the_model_of_weights_that_are_ours(published):
     policy = CausalLmConfig(base=str(published["gpt2"])).build()
     assert policy.num_symbols == 12
