@@ -147,6 +147,7 @@ def test_bfloat16_drifts_far_less_than_is_allowed(models: dict[str, Path]) -> No
     assert recipe.policy.precision == "bfloat16"  # type: ignore[union-attr]
     assert recipe.train.drift_tolerance == 1.0
     trainer = Trainer(recipe)
+    assert trainer.policy.precision == torch.bfloat16, "which decides where a recipe is silent"
     record = trainer.step()
     assert record.problem is None
     assert 0 < record.metrics["drift"] < 0.2

@@ -13,7 +13,9 @@ from diffusers.schedulers import scheduling_amused
 
 from genrl_amused import AmusedConfig
 from genrl_core import Media, Plan, Prompt, RecipeError, Reward, load_recipe, take, train
+from genrl_core.config import LoraConfig
 from genrl_core.testing import check_sampler
+from genrl_core.weights import Slots
 from genrl_masked import ConfidenceConfig, guided_logits, released_counts, transitions
 
 from .conftest import CODES, MASK, SIDE
@@ -247,6 +249,24 @@ def test_bfloat16_is_the_networks_alone(published, policy):
         found, exact = half.logits(canvas, cond), policy.logits(canvas, cond)
     assert found.dtype == torch.float32
     assert (found - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["full", "lora"])
+def test_trained_in_bfloat16_it_starts_at_its_reference(published, lora):
+    """What is trained is float32, and says exactly what the weights as loaded say."""
+    policy = AmusedConfig(weights=str(published), dtype="bfloat16").build()
+    slots = Slots(policy, lora)
+    slots.freeze("reference")
+    assert {p.dtype for p in slots.trainable.values()} == {torch.float32}
+    cond = policy.encode(PROMPTS)
+    canvas = torch.full((2, policy.num_tokens), policy.mask_code)
+    with torch.no_grad():
+        found = policy.logits(canvas, cond)
+        with slots.active("reference"):
+            assert torch.equal(found, policy.logits(canvas, cond))
+        for parameter in slots.trainable.values():
+            parameter.add_(0.1)
+        assert not torch.equal(found, policy.logits(canvas, cond))
 
 
 def test_attention_is_chosen_for_this_model_alone(published, policy, pipeline):
