@@ -176,7 +176,9 @@ class Slots:
             found = dict(self._modules[name].named_parameters())
             return {key: found[key] for key in self.trainable}
         found = dict(self._network.named_parameters())
-        return {key: found[key.replace(f".{CURRENT}.", f".{name}.")] for key in self.trainable}
+        # The adapter's name stands inside a parameter's, or, on an embedding, at its end.
+        own = {k: f"{k}.".replace(f".{CURRENT}.", f".{name}.")[:-1] for k in self.trainable}
+        return {key: found[mine] for key, mine in own.items()}
 
     @torch.no_grad()
     def _advance_adapter(self, name: str, decay: float) -> None:

@@ -136,6 +136,16 @@ def test_an_average_of_decay_999_follows(kind: type[Half], lora: LoraConfig | No
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
+def test_adapters_of_an_embedding_belong_to_their_slot() -> None:
+    """peft names them by the slot last, ``embed.lora_embedding_A.current``."""
+    policy = Half()
+    slots = Slots(policy, LoraConfig(rank=2, target_modules=["embed", "last"]))
+    slots.freeze("ema")
+    ours, theirs = slots.state_dict("current"), slots.state_dict("ema")
+    assert all(ours[key].data_ptr() != theirs[key].data_ptr() for key in slots.trainable)
+    assert dtypes(slots, "ema") == {torch.float32}
+
+
 @KINDS
 def test_the_network_alone_runs_under_autocast(lora: LoraConfig | None) -> None:
     policy = Half()
