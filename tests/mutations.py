@@ -1192,6 +1192,24 @@ MUTATIONS = (
         "test_a_prompt_is_given_one_beginning_at_most_and_no_end",
     ),
     Mutation(
+        "ids_without_a_token",
+        "B3: an id between the tokens that is none of them is drawn",
+        "plugins/genrl_autoregressive/causal_lm.py",
+        "self.missing = tuple(sorted({*range(self.num_symbols)} - known))",
+        "self.missing = ()",
+        "tests/plugins/autoregressive/test_causal_lm.py::"
+        "test_an_id_that_is_no_token_is_never_drawn",
+    ),
+    Mutation(
+        "mixtures_of_the_impossible",
+        "B3: predictions of -inf are subtracted",
+        "plugins/genrl_autoregressive/policy.py",
+        "teacher_forced(self, tokens, cond).clamp(min=-1e9)",
+        "teacher_forced(self, tokens, cond)",
+        "tests/plugins/autoregressive/test_causal_lm.py::"
+        "test_predictions_of_several_weights_mix_over_the_tokens",
+    ),
+    Mutation(
         "arguments_by_signature",
         "F1: a policy asks a forward itself what it takes",
         "plugins/genrl_autoregressive/transformers_policy.py",

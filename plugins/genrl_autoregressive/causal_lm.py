@@ -20,7 +20,8 @@ class CausalLm(TransformersPolicy):
 
     ``cond`` holds prompts and, as ``negative`` and ``negative_mask``, what guidance steers away
     from: the prompt's negative text, or the beginning-of-sequence token alone. Neither code from a
-    repository is run nor a pickle read: ``trust_remote_code=False``, ``use_safetensors=True``.
+    repository is run nor a pickle read: ``trust_remote_code=False``, ``use_safetensors=True``. Ids
+    of the network's head that are no token of the tokenizer are never drawn.
 
     Raises:
         RecipeError: nothing can be loaded from ``policy.weights``, or ``policy.base``.
@@ -31,10 +32,12 @@ class CausalLm(TransformersPolicy):
         if source is None:
             raise RecipeError(f"policy.weights {config.weights_problem()}")
         network, tokenizer = _load(source, config)
-        super().__init__(
-            config, network, int(network.get_output_embeddings().weight.shape[0]),
-            end_tokens=_end_tokens(network, tokenizer),
-        )  # fmt: skip
+        ends = _end_tokens(network, tokenizer)
+        width = int(network.get_output_embeddings().weight.shape[0])
+        # Vocabularies are padded to round numbers: an id that is no token would be lost in a text.
+        known = {*tokenizer.get_vocab().values(), *ends} & {*range(width)}
+        super().__init__(config, network, max(known, default=-1) + 1, end_tokens=ends)
+        self.missing = tuple(sorted({*range(self.num_symbols)} - known))
         self.tokenizer = tokenizer
         self._template = config.chat_template
 

@@ -121,7 +121,8 @@ class AutoregressivePolicy(Policy):
             found = token_log_probs(prediction, tokens).masked_fill(~inside, 0.0)
             return -found.sum(-1) / length.clamp(min=1)
 
-        return Matching(teacher_forced(self, tokens, cond), error)
+        # Predictions of several weights are subtracted, and of -inf no number would be left.
+        return Matching(teacher_forced(self, tokens, cond).clamp(min=-1e9), error)
 
     def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:  # noqa: ARG002
         """``sum over t of log p(token t | prompt, tokens before)``, exact: ``[R, 1]``.

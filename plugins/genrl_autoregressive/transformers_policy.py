@@ -29,10 +29,15 @@ class TransformersPolicy(AutoregressivePolicy):
     left changes nothing even where positions are learned. A subclass gives ``encode`` and
     ``decode``.
 
+    Attributes:
+        missing: those of the V ids that are no token: their logits are ``-inf``.
+
     Raises:
         RecipeError: the network takes no cache, or reads a batch token by token otherwise than one
             row at once, as models with another memory than keys and values do.
     """
+
+    missing: tuple[int, ...] = ()
 
     def __init__(
         self, config: PolicyConfig, network: nn.Module, num_symbols: int,
@@ -101,8 +106,11 @@ class TransformersPolicy(AutoregressivePolicy):
             "logits_to_keep": keep,
         }
         found = self.network(**{own: given[name] for name, own in self._names.items()})
-        logits = found.logits[:, -keep:, : self.num_symbols]
-        return _precise(logits), found, found[self._names["cache"]] if cache else None
+        logits = _precise(found.logits[:, -keep:, : self.num_symbols])
+        if self.missing:
+            missing = torch.tensor(self.missing, device=logits.device)
+            logits = logits.index_fill(-1, missing, -torch.inf)
+        return logits, found, found[self._names["cache"]] if cache else None
 
     def _refuse_what_reads_otherwise(self) -> None:
         """Compare the calls of rollout and update with a plain one of each row alone.

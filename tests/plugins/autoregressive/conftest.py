@@ -173,12 +173,15 @@ def draw() -> Callable[..., Any]:
 def save_tokenizer(folder: Path, characters: str, frame: str = "$A", **fields: Any) -> None:
     """A character-level tokenizer in the published format: end is 0, beginning 1.
 
-    ``frame`` is what it makes of a text with special tokens, such as ``<begin> $A <end>``.
+    ``frame`` is what it makes of a text with special tokens, such as ``<begin> $A <end>``. A space
+    among the characters is an id that is no token.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {"<end>": 0, "<begin>": 1} | {c: i + 2 for i, c in enumerate(characters)}
+    vocabulary = {"<end>": 0, "<begin>": 1} | {
+        character: index + 2 for index, character in enumerate(characters) if character != " "
+    }
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     inner.decoder = decoders.Fuse()

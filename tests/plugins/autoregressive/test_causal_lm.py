@@ -1,7 +1,9 @@
 """Published models through the real code: loaded, prompted, drawn from, trained on texts."""
 
+import copy
 import json
 import textwrap
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -89,6 +91,109 @@ def with_tokenizer(published, tmp_path):
         return CausalLmConfig(weights=str(tmp_path), **(policy or {})).build()
 
     return make
+
+
+TOKENS = [0, 1, 2, 3, 4, 5, 7, 8]
+"""Of ``with_tokenizer(characters="0123 +=")``; id 6 and ids 9 to 11 of the head are none."""
+
+
+@pytest.fixture
+def padded(with_tokenizer):
+    """A network in float64 whose head has 12 ids, eight of them tokens, and other weights of it."""
+    policy = with_tokenizer(characters="0123 +=")
+    policy.network.double()
+    other = copy.deepcopy(policy.network)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in other.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return policy, other
+
+
+def alone(network, cond, side, row, tokens):
+    """The logits of each of the tokens that are any, by one plain call: ``[T, 8]``."""
+    prompt = cond[side][row][cond[f"{side}_mask"][row]]
+    logits = network(input_ids=torch.cat([prompt, tokens]).unsqueeze(0)).logits
+    return logits[0, len(prompt) - 1 : -1, TOKENS]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"guidance_scale": 2.5, "temperature": 1.3}, {"top_k": 7}, {"top_k": 10, "top_p": 0.99}],
+)
+def test_an_id_that_is_no_token_is_never_drawn(padded, fields):
+    policy, _ = padded
+    sampler = TokenConfig(max_new_tokens=6, **fields).build()
+    group = torch.arange(3).repeat_interleave(40)
+    plan = Plan(0, 0, 0, tuple(PROMPTS), group, torch.arange(40).repeat(3))
+    final = sampler.rollout(policy, policy.encode(plan.sample_prompts()), plan).final
+    rows = zip(final["tokens"], final["length"], strict=True)
+    drawn = [tokens[:length].tolist() for tokens, length in rows]
+    assert {token for row in drawn for token in row} == set(TOKENS)
+    written = [sum(token > 1 for token in row) for row in drawn]  # 0 and 1 are special
+    assert [len(text) for text in policy.decode(final).texts] == written
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_densities_entropies_and_divergences_are_those_of_the_tokens(padded, guidance):
+    """Against plain calls of each row alone, the distributions taken over the tokens that are."""
+    policy, other = padded
+    sampler = TokenConfig(max_new_tokens=5, guidance_scale=guidance, temperature=1.3).build()
+    plan = Plan(0, 0, 0, tuple(PROMPTS), torch.arange(3), torch.zeros(3, dtype=torch.int64))
+    cond = policy.encode(PROMPTS)
+    trajectory = sampler.rollout(policy, cond, plan)
+
+    @contextmanager
+    def reference():
+        before, policy.network = policy.network, other
+        yield
+        policy.network = before
+
+    want = frozenset({"log_probs", "entropy", "kl_reference"})
+    b = torch.arange(3)
+    found = sampler.score(policy, trajectory, 0 * b, b, want, {"reference": reference})
+    for row in range(3):
+        length = int(trajectory.final["length"][row])
+        tokens = trajectory.final["tokens"][row, :length]
+        sides = [
+            [alone(network, cond, side, row, tokens) for side in ("prompt", "negative")]
+            for network in (policy.network, other)
+        ]
+        p, q = (((w + guidance * (g - w)) / 1.3).log_softmax(-1) for g, w in sides)
+        drawn = torch.tensor([TOKENS.index(token) for token in tokens.tolist()])
+        log_probs = p.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
+        close = {"rtol": 0, "atol": 1e-9}
+        torch.testing.assert_close(trajectory.terms.log_probs[:length, row], log_probs, **close)
+        torch.testing.assert_close(found.log_probs[row, :length], log_probs, **close)
+        torch.testing.assert_close(found.entropy[row, :length], -(p.exp() * p).sum(-1), **close)
+        kl = (p.exp() * (p - q)).sum(-1)
+        torch.testing.assert_close(found.kl_reference[row, :length], kl, **close)
+    (found.log_probs + found.entropy + found.kl_reference).sum().backward()
+    assert all(p.grad.isfinite().all() for p in policy.network.parameters() if p.grad is not None)
+
+
+def test_predictions_of_several_weights_mix_over_the_tokens(padded):
+    """As NFT mixes them, on either side of other weights; bounds are of the tokens too."""
+    policy, other = padded
+    final, cond = policy.tokenize(["10+", "2", "33="]), policy.encode(PROMPTS)
+    matching = policy.matching(final, cond, {})
+    before, policy.network = policy.network, other
+    theirs = policy.matching(final, cond, {}).prediction.detach()
+    policy.network = before
+    bound = policy.bound(final, cond, {}).log_probs[:, 0]
+    for weight in (1.0, 0.4, -0.7):
+        error = matching.error(weight * matching.prediction + (1 - weight) * theirs)
+        for row in range(3):
+            tokens = final["tokens"][row, : int(final["length"][row])]
+            mine, its = (alone(n, cond, "prompt", row, tokens) for n in (before, other))
+            mixed = (weight * mine + (1 - weight) * its).log_softmax(-1)
+            places = torch.tensor([[TOKENS.index(token)] for token in tokens.tolist()])
+            exact = mixed.gather(-1, places).sum()
+            torch.testing.assert_close(error[row], -exact / len(tokens), rtol=0, atol=1e-6)
+            if weight == 1:
+                torch.testing.assert_close(bound[row], exact, rtol=0, atol=1e-9)
+        error.sum().backward(retain_graph=True)
+    assert all(p.grad.isfinite().all() for p in before.parameters() if p.grad is not None)
 
 
 BEGUN = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}="
