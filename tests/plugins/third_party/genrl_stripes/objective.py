@@ -17,10 +17,10 @@ class Truncated(Objective):
         self.ceiling = ceiling
 
     def loss(self, batch: Batch):
-        from genrl_core.functional import log_ratio
+        from genrl_core.functional import bounded_exp, log_ratio
 
         old = batch.need("old")
-        ratio = log_ratio(batch.log_probs, old, batch.events, batch.mask).detach().exp()
+        ratio = bounded_exp(log_ratio(batch.log_probs, old, batch.events, batch.mask).detach())
         loss = batch.reduce(-ratio.clamp(max=self.ceiling) * batch.advantage * batch.log_probs)
         return loss, {"ratio_mean": ratio, "clip_fraction": (ratio > self.ceiling).to(ratio)}
 
