@@ -103,6 +103,9 @@ def publish(results: dict[str, Any], name: str, table: Callable[[dict[str, Any]]
         f"`{results['command']}`, seeds {seeds}, {results['hardware']}, one thread a run, two runs "
         f"at a time, commit `{results['commit']}`, {results['minutes']:.0f} minutes in all."
     )
+    for commit in sorted(set(results.get("again", {}).values())):
+        labels = [f"`{label}`" for label, at in results["again"].items() if at == commit]
+        note += f" At `{commit}` again: {', '.join(labels)}."
     README.write_text(f"{before}{begin}\n{table(results)}\n\n{note}\n{end}{after}")
 
 
