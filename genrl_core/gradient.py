@@ -117,7 +117,7 @@ def _one_pass(
                 number.retain_grad()
         part = {n: blank.index_put(place, fresh[n].to(blank)) for n, blank in fields.items()}
         inside = torch.zeros_like(batch.mask).index_put(place, torch.tensor(True))
-        value, _ = loss(replace(view.insert(batch, part), mask=batch.mask & inside))
+        value, metrics = loss(replace(view.insert(batch, part), mask=batch.mask & inside))
         if value.requires_grad:
             value.backward()  # type: ignore[no-untyped-call]  # torch's own annotation
         parts.append(float(value.detach()))
@@ -126,14 +126,15 @@ def _one_pass(
     drift = _drift(values, recorded, chunks) if recorded else None
     values = _share(values, fields, columns, runtime)
     every = [part for rank in runtime.collect(parts) for part in rank]
-    leaf = {n: matrix.clone().requires_grad_(len(every) > 1) for n, matrix in values.items()}
-    total, metrics = loss(view.insert(batch, leaf))
     moves = _moves(slopes, runtime)
-    if moves and len(every) > 1:
-        _check_parts(total, every, leaf, chunks, slopes, runtime)
+    if len(chunks) != 1 or runtime.world_size > 1:  # a chunk that is alone has said all of it
+        leaf = {name: matrix.clone().requires_grad_(moves) for name, matrix in values.items()}
+        value, metrics = loss(view.insert(batch, leaf))
+        if moves:
+            _check_parts(value, every, leaf, chunks, slopes, runtime)
     metrics = {name: metric.detach() for name, metric in metrics.items()}
     drift = _agree(drift, runtime)
-    return Outcome(float(total.detach()), metrics, drift, view.insert(batch, values), moves)
+    return Outcome(float(value.detach()), metrics, drift, view.insert(batch, values), moves)
 
 
 def _slopes(fresh: Tensors, gradients: Mapping[str, Tensor | None]) -> Tensors:
@@ -266,10 +267,10 @@ def _drift(values: Tensors, leaf: Tensors, chunks: list[_Chunk]) -> float:
     worst = 0.0
     for *_, place in chunks:
         for name in values.keys() & leaf.keys():
-            gap = (values[name][place] - leaf[name][place]).abs().max()
-            if gap.isnan():
-                return float("nan")
-            worst = max(worst, float(gap))
+            gap = float((values[name][place] - leaf[name][place]).abs().max())
+            if math.isnan(gap):
+                return gap
+            worst = max(worst, gap)
     return worst
 
 

@@ -81,11 +81,13 @@ class Runtime:
         Returns:
             ``[..., B]`` of the same dtype.
         """
-        lead = torch.tensor(local.shape[:-1], dtype=torch.int64, device=self.device)
-        if self._distributed and len(lead):
-            torch.distributed.all_reduce(lead, torch.distributed.ReduceOp.MAX)
+        lead = list(local.shape[:-1])
+        if self._distributed and lead:
+            longest = torch.tensor(lead, dtype=torch.int64, device=self.device)
+            torch.distributed.all_reduce(longest, torch.distributed.ReduceOp.MAX)
+            lead = longest.tolist()
         dtype = torch.int64 if local.dtype == torch.bool else local.dtype
-        whole = torch.zeros(*lead.tolist(), total, dtype=dtype)
+        whole = torch.zeros(*lead, total, dtype=dtype)
         part = whole[tuple(slice(size) for size in local.shape[:-1])]
         part[..., columns] = local.to(dtype)
         if self._distributed:

@@ -187,17 +187,19 @@ def _clip(parameters: Any, limit: float | None) -> float:
 
 
 def _first_problem(batch: Batch, outcome: gradient.Outcome) -> str | None:
-    """The first link of the chain that is not finite."""
-    for name in ("old", "reference", "advantage"):
-        values = getattr(batch, name)
-        if values is not None and not values[batch.mask & batch.valid].isfinite().all():
-            return f"a number in {name} is not finite"
-    kept = batch.mask & batch.valid
-    if not outcome.batch.log_probs[kept].isfinite().all():
-        return "a log-density of the update is not finite"
-    reward = outcome.batch.differentiable_reward
-    if reward is not None and not reward[kept].isfinite().all():
-        return "a differentiable reward is not finite"
+    """The first link of the chain that is not finite; all are looked at in one wait."""
+    links = {
+        "a number in old": batch.old, "a number in reference": batch.reference,
+        "a number in advantage": batch.advantage,
+        "a log-density of the update": outcome.batch.log_probs,
+        "a differentiable reward": outcome.batch.differentiable_reward,
+    }  # fmt: skip
+    known = {name: values for name, values in links.items() if values is not None}
+    outside = ~(batch.mask & batch.valid)
+    finite = torch.stack([(v.isfinite() | outside).all() for v in known.values()]).tolist()
+    for name, good in zip(known, finite, strict=True):
+        if not good:
+            return f"{name} is not finite"
     return None if math.isfinite(outcome.loss) else "the loss is not finite"
 
 

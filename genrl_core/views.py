@@ -20,7 +20,8 @@ def _blank(batch: Batch, names: Sequence[str], rows: int) -> Tensors:
 
 def _padded(found: Tensor, terms: int) -> Tensor:
     """``[R, <= M]`` to ``[R, M]``: 0 for the terms that no sample of this rank has."""
-    return torch.nn.functional.pad(found, (0, terms - found.shape[1]))
+    missing = terms - found.shape[1]
+    return torch.nn.functional.pad(found, (0, missing)) if missing else found
 
 
 def _rows(corruption: Tensors, k: Tensor, b: Tensor) -> Tensors:
