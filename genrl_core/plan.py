@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,6 +21,12 @@ def permutation(seed: int, *key: object, size: int) -> list[int]:
     return [int(i) for i in generator.permutation(size)]
 
 
+@lru_cache(maxsize=2)
+def _epoch(seed: int, epoch: int, count: int) -> list[int]:
+    """The order of an epoch's prompts, made once: there may be a million."""
+    return permutation(seed, "epoch", epoch, size=count)
+
+
 def training_plan(
     seed: int, iteration: int, attempt: int, prompts: Sequence[Prompt],
     num_prompts: int, num_generations: int, device: torch.device | str = "cpu",
@@ -32,10 +39,7 @@ def training_plan(
     count = len(prompts)
     if attempt == 0:
         places = range(iteration * num_prompts, (iteration + 1) * num_prompts)
-        orders = {
-            epoch: permutation(seed, "epoch", epoch, size=count)
-            for epoch in {p // count for p in places}
-        }
+        orders = {epoch: _epoch(seed, epoch, count) for epoch in {p // count for p in places}}
         chosen = [orders[place // count][place % count] for place in places]
     else:
         order = permutation(seed, "resample", iteration, attempt, size=count)

@@ -96,24 +96,27 @@ class Streams:
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform on [0, 1): ``[B, *shape]`` float32."""
-        return self._draw(shape, lambda g, size: g.random(size, dtype=np.float32))
+        return self._draw(shape, lambda g, row: g.random(dtype=np.float32, out=row))
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal: ``[B, *shape]`` float32."""
-        return self._draw(shape, lambda g, size: g.standard_normal(size, dtype=np.float32))
+        return self._draw(shape, lambda g, row: g.standard_normal(dtype=np.float32, out=row))
 
     def gumbel(self, *shape: int) -> Tensor:
         """Standard Gumbel, drawn in float64 so that it is finite: ``[B, *shape]`` float32."""
-        return self._draw(shape, lambda g, size: g.gumbel(size=size))
+        return self._draw(shape, lambda g, row: np.copyto(row, g.gumbel(size=len(row)), "unsafe"))
 
     @cached_property
     def _generators(self) -> dict[str, np.random.Generator]:
         return {key: _generator(key) for key in dict.fromkeys(self._keys)}
 
-    def _draw(self, shape: Sequence[int], one: Callable[[np.random.Generator, int], Any]) -> Tensor:
-        """``one`` gives the numbers of a generator; samples of the same key share them."""
-        size = math.prod(shape)
-        drawn = np.array([one(g, size) for g in self._generators.values()], np.float32)
+    def _draw(
+        self, shape: Sequence[int], fill: Callable[[np.random.Generator, NDArray[Any]], object]
+    ) -> Tensor:
+        """``fill`` draws a generator's numbers into a row; samples of the same key share them."""
+        drawn = np.empty((len(self._generators), math.prod(shape)), np.float32)
+        for generator, row in zip(self._generators.values(), drawn, strict=True):
+            fill(generator, row)
         if len(drawn) < len(self._keys):
             place = {key: index for index, key in enumerate(self._generators)}
             drawn = drawn[[place[key] for key in self._keys]]

@@ -1485,8 +1485,8 @@ MUTATIONS = (
         "noise_in_half_precision",
         "B19: the Gumbel noise is of uniform numbers in half precision, some of which are 0 or 1",
         "genrl_core/records.py",
-        "lambda g, size: g.gumbel(size=size)",
-        "lambda g, size: -np.log(-np.log(g.random(size).astype(np.float16).astype(np.float32)))",
+        "g.gumbel(size=len(row))",
+        "-np.log(-np.log(g.random(len(row)).astype(np.float16).astype(np.float32)))",
         NUMBERS + "test_draws_continue_and_have_their_distribution",
     ),
     # Random streams.
@@ -1513,6 +1513,22 @@ MUTATIONS = (
         'np.frombuffer(self._digest, "<u8")',
         'np.frombuffer(self._digest, ">u8")',
         STREAMS + "test_numbers_are_those_that_were_recorded",
+    ),
+    Mutation(
+        "epochs_ordered_anew",
+        "F32: the order of an epoch's prompts is drawn again in every iteration",
+        "genrl_core/plan.py",
+        "@lru_cache(maxsize=2)\n",
+        "",
+        STREAMS + "test_the_order_of_an_epoch_is_made_once",
+    ),
+    Mutation(
+        "loss_of_half_the_chunks",
+        "the numbers of the first of several chunks stand for those of the whole batch",
+        "genrl_core/gradient.py",
+        "if len(chunks) != 1 or",
+        "if len(chunks) < 1 or",
+        STREAMS + "test_a_chunk_that_holds_all_rows_evaluates_the_loss_once",
     ),
     # Rewards and the files of their networks.
     Mutation(

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from genrl_core import plan as plans
 from genrl_core import records
 from genrl_core.plan import plan_of
+from genrl_core.preparation import Side
 from genrl_core.recipe import Recipe
 from genrl_core.records import Plan, Prompt, Streams
 from genrl_core.trainer import Trainer
@@ -76,6 +78,42 @@ def test_an_iteration_makes_each_stream_once_and_those_it_draws_from_alone(
     trainer.step()
     assert {key.split("/")[3] for key in made} == purposes
     assert max(Counter(made).values()) == 1
+
+
+def test_the_order_of_an_epoch_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not in every iteration: of a million prompts it takes longer than a small update."""
+    prompts, orders = [Prompt(str(n), "x") for n in range(40)], []
+    real = plans.permutation
+
+    def noting(seed: int, *key: object, size: int) -> list[int]:
+        orders.append(key)
+        return real(seed, *key, size=size)
+
+    monkeypatch.setattr(plans, "permutation", noting)
+    drawn = [plans.training_plan(20251, step, 0, prompts, 4, 2) for step in range(15)]
+    assert [[p.id for p in each.prompts] for each in drawn] == [
+        [str(real(20251, "epoch", place // 40, size=40)[place % 40]) for place in range(at, at + 4)]
+        for at in range(0, 60, 4)
+    ]
+    assert orders == [("epoch", 0), ("epoch", 1)]
+
+
+def test_a_chunk_that_holds_all_rows_evaluates_the_loss_once(
+    toy_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers are the whole batch's; several chunks need one evaluation of them together."""
+    seen: list[int] = []
+    real = Side.loss
+    monkeypatch.setattr(Side, "loss", lambda self, batch: seen.append(1) or real(self, batch))
+    found = []
+    for rows in (512, 20):
+        seen.clear()
+        metrics = Trainer(toy_recipe("toy_canvas", f"train.rows_per_forward={rows}")).step().metrics
+        found.append((len(seen), metrics))
+    (alone, whole), (several, pieces) = found
+    assert alone == 1 and several > 2
+    for name in ("loss", "ratio_mean", "log_probs", "grad_norm"):
+        assert whole[name] == pytest.approx(pieces[name], abs=1e-12), name
 
 
 def peer(key: str) -> np.random.Generator:
