@@ -124,9 +124,10 @@ class TokenSampler(Sampler):
                 numbers += [] if value is None else [value]
                 found.append(torch.stack(numbers).masked_fill(~running, 0.0))
                 length += running
-                running &= ~torch.isin(drawn, ends)
-                if not running.any():
-                    break
+                if known.end_tokens:  # looked at on the host, which waits for the device
+                    running &= ~torch.isin(drawn, ends)
+                    if not running.any():
+                        break
         return self._record(cond, {"tokens": tokens, "length": length}, torch.stack(found, 1))
 
     def _record(self, cond: Tensors, final: Tensors, numbers: Tensor) -> Trajectory:
@@ -203,7 +204,7 @@ class TokenSampler(Sampler):
         By the formula of all paradigms (``genrl_core.functional.guided``).
         """
         config = self.config
-        plain = given / config.temperature
+        plain = given if config.temperature == 1 else given / config.temperature
         if without is None:
             return Pair(plain, plain)
         drawn = guided(given, without, config.guidance_scale) / config.temperature

@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from genrl_diffusion import DiffusionSamplerConfig, RolloutConfig
 
 STORAGE = {"full": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_COLUMNS = ("A", "B", "S", "B_ode", "duration", "time", "alpha", "sigma")
-"""Of the table of steps; see ``KernelSampler.schedule``."""
 
 
 class GaussianTransition(Transition):
@@ -89,7 +88,7 @@ class GaussianTransition(Transition):
         if self._unscaled:
             return self._where_noisy(-difference.square().flatten(1).sum(1, dtype=torch.float64))
         square = self._square(difference)
-        constant = self._safe().log() + 0.5 * math.log(2 * math.pi)
+        constant = self._safe.log() + 0.5 * math.log(2 * math.pi)
         return self._where_noisy(-0.5 * square - self._elements() * constant)
 
     def events(self, action: Tensors) -> Tensor:  # noqa: ARG002  # the same for every action
@@ -105,15 +104,16 @@ class GaussianTransition(Transition):
         return super().value() if self._values is None else self._values.unsqueeze(1)
 
     def _elements(self) -> int:
-        return self.mean[0].numel()
+        return math.prod(self.mean.shape[1:])
 
+    @cached_property
     def _safe(self) -> Tensor:
         """The deviations in float64, 1 where there is none."""
         return self.deviation.double().masked_fill(~self.noisy, 1.0)
 
     def _square(self, difference: Tensor) -> Tensor:
         """The squared norm of ``difference / S``: ``[R]`` float64."""
-        scaled = difference / along(self._safe(), difference)
+        scaled = difference / along(self._safe, difference)
         return scaled.square().flatten(1).sum(1, dtype=torch.float64)
 
     def _where_noisy(self, values: Tensor) -> Tensor:
@@ -134,6 +134,7 @@ class KernelSampler(MarkovSampler[DiffusionPolicy]):
         self.config = config
         self.num_steps = config.num_inference_steps
         self._storage = STORAGE[config.storage]
+        self._schedules: WeakKeyDictionary[DiffusionPolicy, Tensors] = WeakKeyDictionary()
         self._tables: WeakKeyDictionary[DiffusionPolicy, Tensor] = WeakKeyDictionary()
 
     def schedule(self, policy: DiffusionPolicy) -> Tensors:
@@ -142,12 +143,11 @@ class KernelSampler(MarkovSampler[DiffusionPolicy]):
         ``time``, ``alpha``, ``sigma`` where a step begins; ``A``, ``B``, ``S`` with noise, and
         ``B_ode`` without; ``duration``, the noise level that the step removes.
         """
-        if policy not in self._tables:
-            self._tables[policy] = self._table(policy)
-        return dict(zip(_COLUMNS, self._tables[policy], strict=True))
+        if policy not in self._schedules:
+            self._schedules[policy] = self._schedule(policy)
+        return self._schedules[policy]
 
-    def _table(self, policy: DiffusionPolicy) -> Tensor:
-        """``[len(_COLUMNS), K]``: one tensor, so that a step looks its numbers up at once."""
+    def _schedule(self, policy: DiffusionPolicy) -> Tensors:
         times = policy.times(self.steps(policy), self.config.shift)
         alpha, sigma = policy.alpha_sigma(times)
         levels = list(zip(alpha.tolist(), sigma.tolist(), strict=True))
@@ -158,7 +158,8 @@ class KernelSampler(MarkovSampler[DiffusionPolicy]):
             noisy = self.config.coefficients(*pair) if step < self.config.noisy_steps else plain
             rows.append((*rescaled(noisy, *after), rescaled(plain, *after)[1], pair[0] - pair[1]))
         columns = torch.tensor(rows, dtype=torch.float64).T
-        return torch.cat([columns, torch.stack([times, alpha, sigma])[:, :-1]])
+        found = dict(zip(("A", "B", "S", "B_ode", "duration"), columns, strict=True))
+        return found | {"time": times[:-1], "alpha": alpha[:-1], "sigma": sigma[:-1]}
 
     def start(self, policy: DiffusionPolicy, cond: Tensors, streams: Streams) -> Tensors:  # noqa: ARG002
         source = streams.shared if self.config.same_noise else streams
@@ -186,10 +187,13 @@ class KernelSampler(MarkovSampler[DiffusionPolicy]):
     ) -> GaussianTransition:
         x, row = state["latents"].to(policy.dtype), self._rows(policy, k)
         (data, noise), values = self._split(policy, x, row, cond)
-        inside = self._inside(state, k)
-        b = torch.where(inside, row["B"], row["B_ode"])
+        b, deviation = row["B"], row["S"]
+        if self.config.window is not None:
+            first = state["first"]
+            inside = (k >= first) & (k < first + self.config.window.size)
+            b = torch.where(inside, b, row["B_ode"])
+            deviation = deviation.masked_fill(~inside, 0.0)
         mean = along(row["A"], x) * data + along(b, x) * noise
-        deviation = row["S"].masked_fill(~inside, 0.0)
         draws = bool((row["S"] > 0).any())
         return GaussianTransition(
             mean, deviation, draws=draws, storage=self._storage, unscaled=self.config.unscaled,
@@ -197,10 +201,12 @@ class KernelSampler(MarkovSampler[DiffusionPolicy]):
         )  # fmt: skip
 
     def _rows(self, policy: DiffusionPolicy, k: Tensor) -> Tensors:
-        """The schedule's numbers at the steps ``k`` ``[R]``."""
-        if policy not in self._tables or self._tables[policy].device != k.device:
-            self._tables[policy] = self._table(policy).to(k.device)
-        return dict(zip(_COLUMNS, self._tables[policy][:, k], strict=True))
+        """The schedule's numbers at the steps ``k`` ``[R]``, in the policy's dtype."""
+        steps, table, dtype = self.schedule(policy), self._tables.get(policy), policy.dtype
+        if table is None or (table.device, table.dtype) != (k.device, dtype):
+            table = torch.stack(list(steps.values())).to(k.device, dtype)
+            self._tables[policy] = table
+        return dict(zip(steps, table[:, k], strict=True))
 
     def _split(
         self, policy: DiffusionPolicy, x: Tensor, row: Tensors, cond: Tensors
@@ -230,12 +236,6 @@ class KernelSampler(MarkovSampler[DiffusionPolicy]):
             x = state["latents"].to(known.dtype)
             (data, _), _ = self._split(known, x, row, cond)
         return {"latents": data}
-
-    def _inside(self, state: Tensors, k: Tensor) -> Tensor:
-        """Which rows stand at a step of their window: ``[R]`` bool."""
-        if self.config.window is None:
-            return torch.ones_like(k, dtype=torch.bool)
-        return (k >= state["first"]) & (k < state["first"] + self.config.window.size)
 
     def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:  # noqa: ARG002
         return state | action

@@ -41,8 +41,8 @@ class DigitClassifier(Reward):
     def __call__(self, media: Media, prompts: Sequence[Prompt]) -> list[float]:
         images = to_grey(media)
         asked = hashed_digits(images) if self._shuffle else [digit_of(p) for p in prompts]
-        given = reward_classifier().predict_proba(features(images))
-        return [float(row[digit]) for row, digit in zip(given, asked, strict=True)]
+        given: list[float] = predicted(features(images))[range(len(asked)), asked].tolist()
+        return given
 
     def gradient(self, pixels: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """The same probability from pixels ``[B, 3, 8, 8]``, 0 to 1: ``[B]`` float64.
@@ -126,6 +126,17 @@ def reward_classifier() -> MLPClassifier:
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 100 epochs are what we want
         return mlp.fit(features(data.images), data.labels)
+
+
+def predicted(features: Array) -> Array:
+    """``predict_proba`` of the reward's MLP, bit by bit, without sklearn's checks of its input."""
+    mlp = reward_classifier()
+    hidden = features
+    for layer, (weight, bias) in enumerate(zip(mlp.coefs_, mlp.intercepts_, strict=True)):
+        hidden = (np.maximum(hidden, 0) if layer else hidden) @ weight + bias
+    mass = np.exp(hidden - hidden.max(1, keepdims=True))
+    probabilities: Array = mass / mass.sum(1, keepdims=True)
+    return probabilities
 
 
 def class_probabilities(features: Tensor) -> Tensor:

@@ -170,7 +170,8 @@ class UnmaskingSampler(MarkovSampler[MaskedPolicy]):
         config = self.config
         canvas = state["tokens"].masked_fill(state["masked"], policy.mask_code)
         logits, values = guided_outputs(policy, canvas, cond, config.guidance_scale, positions)
-        return (logits / config.temperature).log_softmax(-1), values
+        tempered = logits if config.temperature == 1 else logits / config.temperature
+        return tempered.log_softmax(-1), values
 
     def advance(self, state: Tensors, action: Tensors, k: Tensor) -> Tensors:  # noqa: ARG002
         """Codes are written where the canvas was masked; where it stays so, the mask hides them.

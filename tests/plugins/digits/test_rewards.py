@@ -28,6 +28,13 @@ def test_reward_knows_held_out_digits(name):
     assert (given > 0.5).mean() >= 0.95
 
 
+def test_reward_is_the_probability_of_sklearn_bit_by_bit():
+    media, prompts = real("judge")
+    peer = rewards.reward_classifier().predict_proba(rewards.features(data.to_grey(media)))
+    asked = [NUMBER_WORDS.index(p.text.split()[-1]) for p in prompts]
+    assert rewards.DigitClassifier()(media, prompts) == peer[range(len(asked)), asked].tolist()
+
+
 @pytest.mark.parametrize("name", ["generator", "reward"])
 def test_judge_knows_held_out_digits(name):
     judge = rewards.DigitJudge()
