@@ -409,8 +409,8 @@ MUTATIONS = (
         "parts_that_do_not_add_up",
         "chunks whose losses are not the batch's go unnoticed",
         "genrl_core/gradient.py",
-        "if moves and len(every) > 1:",
-        "if moves and len(every) > 10**9:",
+        "        if moves:\n            _check_parts",
+        "        if moves and len(every) > 10**9:\n            _check_parts",
         TWO_PASS + "test_a_coupled_loss_that_says_separable_stops_the_run",
     ),
     Mutation(
