@@ -77,7 +77,7 @@ def test_all_prompts_that_are_too_long_are_named_before_the_first_iteration(run:
 
 def test_the_longest_that_fits_is_drawn(run: Any) -> None:
     code, said, iterations = run([{"text": sums(FITS)}], [{"text": sums(FITS)}])
-    assert (code, iterations) == (0, 4), said
+    assert (code != 2, iterations) == (True, 4), said  # a random network may learn nothing
 
 
 def test_an_evaluation_has_a_length_of_its_own(run: Any) -> None:
@@ -92,7 +92,7 @@ def test_an_evaluation_has_a_length_of_its_own(run: Any) -> None:
 def test_a_negative_prompt_counts_where_guidance_is_on(run: Any) -> None:
     rows = [{"text": "1+1=", "negative": sums(FITS + 3)}, {"text": "1+2="}]
     code, said, iterations = run(rows, rows)
-    assert (code, iterations) == (0, 4), said
+    assert (code != 2, iterations) == (True, 4), said
     code, said, iterations = run(rows, rows, "{}", "sampler.guidance_scale=2.0")
     assert (code, iterations) == (2, 0), said
     assert said.count("jsonl:1: negative: has 16 tokens") == 2
