@@ -138,6 +138,7 @@ class _Run:
             ]
             if words:
                 self._note("note", f"resumed with {', '.join(words)}", changed=changed)
+            trainer.check_prompts()
             return trainer, snapshot
         found = "; ".join(skipped) or "there is no checkpoint"
         raise RecipeError(f"{folder} cannot be resumed: {found}")
