@@ -141,7 +141,7 @@ class Trainer:
             self.optimizer, self._scheduler, self.runtime, self.rewards,
         )  # fmt: skip
         self.iteration = 0
-        self._idle, self._idle_because = 0, ""
+        self._idle, self._barren, self._idle_because = 0, 0, ""
         self._prompts_checked = False
 
     def check_prompts(self) -> None:
@@ -196,6 +196,7 @@ class Trainer:
         empty = _nothing_to_learn(rollout) if learned["empty"] == 1 else None
         if learned["skipped"] == 1:
             self._idle, self._idle_because = self._idle + 1, problem or empty or "see its warnings"
+            self._barren += problem is not None or not rollout.valid.any()
         else:
             for name, follow in self._followers.items():
                 self.slots.advance(name, follow.share(self.iteration))
@@ -206,17 +207,24 @@ class Trainer:
         return Record(self.iteration, metrics, rollout.media, rollout.prompts, problem, empty)
 
     def check_learned(self) -> None:
-        """Refuse to call a policy trained whose weights no iteration has moved.
+        """Refuse to call a policy trained that never had anything to learn from.
+
+        Where there were rewards, but always equal ones, a warning says that no weight has moved: a
+        run of few iterations may be meant to try a recipe.
 
         Raises:
-            GenRLError: there were iterations, and none took an optimizer step.
+            GenRLError: there were iterations, and none had a usable sample.
         """
-        if self.iteration and self._idle == self.iteration:
-            raise GenRLError(
-                f"nothing was learned: none of {self.iteration} iterations took an optimizer step, "
-                f"the last because {self._idle_because}. The weights are those that the run began "
-                "with: look at the rewards and at the section filter"
-            )
+        if not self.iteration or self._idle < self.iteration:
+            return
+        said = (
+            f"nothing was learned: none of {self.iteration} iterations took an optimizer step, the "
+            f"last because {self._idle_because}. The weights are those that the run began with: "
+            "look at the rewards and at the section filter"
+        )
+        if self._barren == self.iteration:
+            raise GenRLError(said)
+        self._warn(said)
 
     def _guard(self, problem: str | None) -> None:
         skipped = self._learner.skipped
@@ -272,6 +280,7 @@ class Trainer:
             "statistics": self._learner.statistics.state_dict(),
             "skipped": self._learner.skipped,
             "idle": self._idle,
+            "barren": self._barren,
         }
         groups = {"policy": self.slots.state_dict(), "optimizer": tensors}
         groups |= {f"slot_{name}": self.slots.state_dict(name) for name in self._followers}
@@ -331,7 +340,8 @@ class Trainer:
         self._filter.load_state_dict(state["filter"])
         self._learner.statistics.load_state_dict(state["statistics"])
         self._learner.skipped = state["skipped"]
-        self._idle = state.get("idle", 0)  # checkpoints of before do not count them
+        # Checkpoints of before do not count them.
+        self._idle, self._barren = state.get("idle", 0), state.get("barren", 0)
         self._idle_because = "see its warnings"
         self.iteration = snapshot.iteration
 
