@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -55,21 +55,27 @@ class Media:
     Attributes:
         kind: ``image``, ``text`` or ``video``.
         pixels: ``[B, 3, H, W]`` or ``[B, F, 3, H, W]`` uint8, for images and videos.
-        texts: B strings, for text.
+        texts: B strings, for text, without the tokenizer's special tokens.
+        raw_texts: the same with every token that was drawn, the end included; None where the policy
+            has no special tokens, or does not tell.
     """
 
     kind: Literal["image", "text", "video"]
     pixels: Tensor | None = None
     texts: tuple[str, ...] = ()
+    raw_texts: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.texts) if self.pixels is None else int(self.pixels.shape[0])
 
     def select(self, rows: Sequence[int]) -> Media:
         """Some of the samples."""
-        if self.pixels is None:
-            return replace(self, texts=tuple(self.texts[row] for row in rows))
-        return replace(self, pixels=self.pixels[list(rows)])
+        return Media(
+            self.kind,
+            None if self.pixels is None else self.pixels[list(rows)],
+            tuple(self.texts[row] for row in rows) if self.texts else (),
+            None if self.raw_texts is None else tuple(self.raw_texts[row] for row in rows),
+        )
 
     @staticmethod
     def concat(parts: Sequence[Media]) -> Media:
@@ -78,4 +84,7 @@ class Media:
 
         texts = tuple(text for part in parts for text in part.texts)
         pixels = [part.pixels for part in parts if part.pixels is not None]
-        return Media(parts[0].kind, torch.cat(pixels) if pixels else None, texts)
+        raw = tuple(text for part in parts for text in part.raw_texts or ())
+        told = all(part.raw_texts is not None for part in parts)
+        joined = torch.cat(pixels) if pixels else None
+        return Media(parts[0].kind, joined, texts, raw if told else None)

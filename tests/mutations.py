@@ -1349,6 +1349,15 @@ MUTATIONS = (
         "test_predictions_of_several_weights_mix_over_the_tokens",
     ),
     Mutation(
+        "raw_texts_of_other_samples",
+        "B4: texts with special tokens stay those of all samples where some are chosen",
+        "genrl_core/media.py",
+        "None if self.raw_texts is None else tuple(self.raw_texts[row] for row in rows)",
+        "self.raw_texts",
+        "tests/plugins/autoregressive/test_causal_lm.py::"
+        "test_a_reward_can_see_special_tokens_of_an_answer",
+    ),
+    Mutation(
         "arguments_by_signature",
         "F1: a policy asks a forward itself what it takes",
         "plugins/genrl_autoregressive/transformers_policy.py",

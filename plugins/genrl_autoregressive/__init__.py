@@ -77,6 +77,11 @@ class CausalLmConfig(ValueHeadConfig, AutoregressivePolicyConfig):
     chat_template: bool = Field(
         default=False, description="put each prompt into the tokenizer's template as one user turn"
     )
+    keep_special_tokens: bool = Field(
+        default=False,
+        description="whether the texts that rewards judge hold the answer's special tokens, as "
+        "tags like <think> may be; the end token is left out. media.raw_texts holds them always",
+    )
 
     def weights_problem(self) -> str:
         if self.weights or self.base:

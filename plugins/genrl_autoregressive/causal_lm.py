@@ -40,6 +40,7 @@ class CausalLm(TransformersPolicy):
         self.missing = tuple(sorted({*range(self.num_symbols)} - known))
         self.tokenizer = tokenizer
         self._template = config.chat_template
+        self._keep = config.keep_special_tokens
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensors:
         prompt, mask = self._pad([self._ids(self._text(p.text)) for p in prompts])
@@ -56,10 +57,19 @@ class CausalLm(TransformersPolicy):
         return {"prompt": cond["negative"], "prompt_mask": cond["negative_mask"]}
 
     def decode(self, final: Tensors) -> Media:
-        """The texts, without the tokenizer's special tokens."""
+        """The texts, and as ``raw_texts`` with all special tokens.
+
+        With ``policy.keep_special_tokens`` the texts lack the end alone.
+        """
         rows = zip(final["tokens"].tolist(), final["length"].tolist(), strict=True)
-        texts = [self.tokenizer.decode(row[:n], skip_special_tokens=True) for row, n in rows]
-        return Media("text", texts=tuple(texts))
+        drawn = [row[:length] for row, length in rows]
+        raw = [self.tokenizer.decode(row, skip_special_tokens=False) for row in drawn]
+        if self._keep:
+            ended = [row[: len(row) - _trailing(row, self.end_tokens)] for row in drawn]
+            texts = [self.tokenizer.decode(row, skip_special_tokens=False) for row in ended]
+        else:
+            texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in drawn]
+        return Media("text", texts=tuple(texts), raw_texts=tuple(raw))
 
     def tokenize(self, texts: Sequence[str]) -> Tensors:
         """Texts as finished samples of their own, an end-of-sequence token after each."""

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from genrl_autoregressive import CausalLmConfig, TokenConfig, TokenSampler
-from genrl_core import GenRLError, Plan, Prompt, RecipeError, load_recipe, train
+from genrl_core import GenRLError, Media, Plan, Prompt, RecipeError, load_recipe, take, train
 from genrl_core.testing import check_sampler
 from genrl_core.trainer import Trainer
 
@@ -215,6 +216,35 @@ def test_a_prompt_is_given_one_beginning_at_most_and_no_end(with_tokenizer, fram
         found = [row[mask].tolist() for row, mask in rows]
         assert found[0] == expected[0] and found[2:] == expected[2:], side
         assert found[1] == (expected[1] if side == "prompt" else [1])
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_reward_can_see_special_tokens_of_an_answer(with_tokenizer, keep):
+    """A tag that the tokenizer knows as special token, through the parts of a rollout."""
+    fields = {"policy": {"keep_special_tokens": True}} if keep else {}
+    try:
+        policy = with_tokenizer(characters="0123+=<>", extra_special_tokens=["<", ">"], **fields)
+    except ValidationError:
+        pytest.fail("no field of the policy asks for special tokens")
+    final = policy.tokenize(["<1+2>3", "0", "<"]) | {"length": torch.tensor([7, 1, 2])}
+    media = Media.concat([policy.decode(take(final, torch.tensor([row]))) for row in (0, 1, 2)])
+    texts = ("<1+2>3", "0", "<") if keep else ("1+23", "0", "")
+    raw = ("<1+2>3<end>", "0", "<<end>")  # the second is cut off before its end
+    assert media.texts == texts
+    assert getattr(media, "raw_texts", None) == raw
+    chosen = media.select([2, 0])
+    assert chosen.texts == (texts[2], texts[0]) and chosen.raw_texts == (raw[2], raw[0])
+    assert len(chosen) == 2 and chosen.pixels is None
+
+
+def test_media_without_raw_texts_are_joined_without_them():
+    told, silent = Media("text", texts=("a",), raw_texts=("a.",)), Media("text", texts=("b",))
+    joined = Media.concat([told, silent])
+    assert joined.texts == ("a", "b") and joined.raw_texts is None
+    assert joined.select([1]).texts == ("b",) and silent.select([0]).raw_texts is None
+    pixels = torch.arange(4, dtype=torch.uint8).view(2, 1, 1, 2).expand(-1, 3, -1, -1)
+    shown = Media("image", pixels, ("a", "b")).select([1])
+    assert len(shown) == 1 and shown.pixels[0, 0, 0].tolist() == [2, 3] and shown.texts == ("b",)
 
 
 def test_base_names_the_model_of_weights_that_are_ours(published):
