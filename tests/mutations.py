@@ -127,8 +127,8 @@ MUTATIONS = (
         "not_strictly_below",
         "the code at the threshold itself counts as below it",
         "plugins/genrl_masked/transitions.py",
-        "below = (log_probs < log_thresholds.unsqueeze(-1))",
-        "below = (log_probs <= log_thresholds.unsqueeze(-1))",
+        "sign.mul_(2).sub_(1)",
+        "sign.mul_(2).add_(1)",
         STEPS + "test_a_code_at_the_threshold_is_not_below_it",
     ),
     Mutation(

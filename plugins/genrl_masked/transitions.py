@@ -16,6 +16,9 @@ Everything stays in log space: log-probabilities meet log-thresholds, and no log
 import torch
 from torch import Tensor
 
+_FAR = 1e30
+"""Beyond all log-probabilities, and still a number: what is so far down weighs nothing in a sum."""
+
 
 def draw_codes(log_probs: Tensor, uniform: Tensor) -> Tensor:
     """One code per position by inversion of its distribution function, summed in float64.
@@ -92,9 +95,8 @@ def p1(
 
 def log_mass_below(log_probs: Tensor, codes: Tensor, log_thresholds: Tensor) -> Tensor:
     """``log F_i = log sum_{k: p^i[k] < threshold_i} p^i[k]`` of every position: ``[R, N]``."""
-    below = (log_probs < log_thresholds.unsqueeze(-1)) & (log_probs > -torch.inf)
-    empty = below.sum(-1) == 0  # ten times as fast as any
-    kept = log_probs.masked_fill(~(below | empty.unsqueeze(-1)), -torch.inf)
+    kept = log_probs + _side(log_probs.detach(), log_thresholds).clamp(max=0)
+    empty = kept.detach().amax(-1) < -_FAR / 2
     return torch.where(empty, code_log_probs(log_probs, codes), kept.logsumexp(-1))
 
 
@@ -140,10 +142,20 @@ def centred(log_probs: Tensor, log_thresholds: Tensor) -> Tensor:
     kernel) move a code across it, and the density jumps; from the middle only a real change of the
     weights can. Where all codes are below it is infinite, and where none is it stays.
     """
-    below = log_probs < log_thresholds.unsqueeze(-1)
-    low = log_probs.masked_fill(~below, -torch.inf).amax(-1)
-    high = log_probs.masked_fill(below, torch.inf).amin(-1)
-    return torch.where(low > -torch.inf, (low + high) / 2, log_thresholds)
+    side = _side(log_probs, log_thresholds)
+    low, high = torch.minimum(log_probs, side).amax(-1), torch.maximum(log_probs, side).amin(-1)
+    high = high.masked_fill(high > _FAR / 2, torch.inf)
+    return torch.where(low > -_FAR / 2, (low + high) / 2, log_thresholds)
+
+
+def _side(log_probs: Tensor, log_thresholds: Tensor) -> Tensor:
+    """``_FAR`` where a code is below the threshold, ``-_FAR`` where it is not: ``[R, N, V]``.
+
+    Numbers and no truth values: a processor compares, fills and counts those one by one, which
+    made half of what a step of p1 costs beside its network.
+    """
+    sign = (log_thresholds.to(log_probs).unsqueeze(-1) - log_probs).sign_()
+    return sign.mul_(2).sub_(1).clamp_(-1, 1).mul_(_FAR)  # a code at the threshold is not below
 
 
 def entropies(log_probs: Tensor) -> Tensor:
