@@ -104,11 +104,11 @@ def test_a_minibatch_without_a_gradient_is_counted_and_the_others_move(toy_recip
     assert record.empty is None
 
 
-@pytest.mark.parametrize("mixed", ["kl: {weight: 0.5, estimator: k2}", "entropy: {weight: 0.5}"])
+@pytest.mark.parametrize("mixed", ["kl={weight: 0.5, estimator: k2}", "entropy={weight: 0.5}"])
 def test_equal_rewards_beside_another_gradient_are_not_empty(toy_recipe: Make, mixed: str) -> None:
     """Advantages of 0 leave the pull to the reference, or to entropy: a step is taken."""
     reward = Sometimes()
-    recipe = toy_recipe("toy_canvas", *PLAIN, "train.learning_rate=0.1", f"objective={{{mixed}}}")
+    recipe = toy_recipe("toy_canvas", *PLAIN, "train.learning_rate=0.1", f"objective.{mixed}")
     trainer = Trainer(recipe, rewards={"mine": reward})
     trainer.step()
     reward.on = False
