@@ -50,7 +50,8 @@ class OnesConfig(RewardConfig):
 
         class Ones(Reward):
             def __call__(self, media, prompts):
-                return [text.count("1") + len(text) / 10 for text in media.texts]
+                # No two texts alike, so that every iteration takes a step.
+                return [sum(place * ord(c) for place, c in enumerate(t, 1)) for t in media.texts]
 
         return Ones()
 
@@ -68,7 +69,7 @@ SMALL = (
     "arithmetic/mask_grpo", "policy.use=fragile", "policy.weights=null", "reward={ones: {}}",
     "train.num_prompts=2", "train.num_generations=4", "evaluate.metrics=null",
     "prompts.evaluate=null", "run.device=cpu", "train.adam_epsilon=0.01",
-    "train.learning_rate=0.05",
+    "train.learning_rate=0.003",
     "--plugin", "plugin.py",
 )  # fmt: skip
 """With a large epsilon a step of AdamW is proportional to the gradient: rounding stays small."""
