@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from genrl_core import cli, toys
-from genrl_core.matrix import Cell, cells, recipe_tree
+from genrl_core.matrix import Cell, cells
 from genrl_core.plugins import Registry
 
 REGISTRY = Registry.discover(modules=[toys])
@@ -54,7 +54,9 @@ def examples(refused: list[Cell]) -> dict[str, dict[str, str]]:
 
 def checked(cell: Cell, prompts: Path, capsys: Any) -> list[str]:
     """The messages of ``genrl check --json`` for the recipe of a cell."""
-    tree = recipe_tree(REGISTRY, cell, prompts={"file": str(prompts)})
+    from .conftest import tree_of  # not for the command above, which knows no package
+
+    tree = tree_of(cell, prompts)
     path = prompts.parent / "cell.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
     with pytest.raises(typer.Exit) as stopped:
