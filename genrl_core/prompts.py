@@ -34,9 +34,9 @@ def read_prompts(path: Path | str) -> list[dict[str, Any]]:
 
     White space at the ends of a line of text is left out; the values of JSON and CSV are kept as
     they stand, since ``"A: "`` is made of other tokens than ``"A:"``. What holds white space alone
-    is no text. An empty cell of CSV is as if its column were absent, and so is null as the ``id``
-    or ``negative`` of JSON; null in a further column is the value None. A CSV row has a cell for
-    every column, and a header names no column twice.
+    is no text. An empty cell of CSV is the empty text in a further column and no value as ``id``
+    or ``negative``; so is null there in JSON, and null in a further column is the value None. A
+    CSV row has a cell for every column, and a header names no column twice.
 
     Returns:
         One mapping per prompt: ``id``, ``text``, ``negative``, and ``columns`` with the rest.
@@ -234,7 +234,8 @@ def _csv_rows(path: Path, text: str, problems: list[Problem]) -> Iterator[_Row]:
                 message = f"should have the header's {len(header)} columns"
                 problems.append(Problem(f"{path}:{reader.line_num}", "", message))
             else:
-                yield reader.line_num, {k: v for k, v in row.items() if v or k == "text"}
+                unset = ("", "id", "negative")  # "" is the column behind a last comma
+                yield reader.line_num, {k: v for k, v in row.items() if v or k not in unset}
     except csv.Error as error:
         problems.append(Problem(f"{path}:{reader.line_num}", "", f"not valid CSV: {error}"))
 

@@ -41,7 +41,7 @@ def test_json_lines_and_csv_keep_further_columns(tmp_path: Path) -> None:
     table = 'text,id,count\n"a cat, ""red""",k,3\nx,,\n'
     first, second = read_prompts(write(tmp_path, "a.csv", table))
     assert first == {"id": "k", "text": 'a cat, "red"', "negative": "", "columns": {"count": "3"}}
-    assert second["columns"] == {}
+    assert second["columns"] == {"count": ""}, "a cell is empty, its column is there"
     record = load_prompts(tmp_path / "a.csv")[0]
     assert (record.id, record.text, record.columns) == ("k", 'a cat, "red"', {"count": "3"})
 
@@ -128,10 +128,10 @@ def test_white_space_at_the_ends_of_a_value_is_part_of_it(tmp_path: Path, kind: 
     assert len({prompt.id for prompt in found}) == len(ENDS)
 
 
-def test_empty_cells_are_absent_and_null_is_no_text(tmp_path: Path) -> None:
+def test_empty_cells_keep_their_column_and_null_is_no_text(tmp_path: Path) -> None:
     table = write(tmp_path, "a.csv", "text,id,negative,x,\na,,,,\nb,k, ,0,\n")
     first, second = read_prompts(table)
-    assert (first["negative"], first["columns"]) == ("", {})
+    assert (first["negative"], first["columns"]) == ("", {"x": ""})
     assert second == {"id": "k", "text": "b", "negative": " ", "columns": {"x": "0"}}
     rows = '{"text": "a", "id": null, "negative": null, "x": null}\n{"text": "a"}\n'
     try:
