@@ -13,7 +13,7 @@ from genrl_core.config import ObjectiveConfig, TrainConfig
 from genrl_core.errors import PluginError, RecipeError
 from genrl_core.files import with_umask, write_atomically
 from genrl_core.manifest import sha256
-from genrl_core.negotiate import holds_weights, unread_weights
+from genrl_core.negotiate import built_policy, holds_weights, unread_weights
 from genrl_core.objective import Objective
 from genrl_core.policy import Policy
 from genrl_core.recipe import RESOLVED_FILE, Recipe, load_recipe
@@ -56,9 +56,7 @@ def build_policy(recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify
         tensors = _base_weights(recipe, name, runtime, train_base, notify)
     elif weights is not None and holds_weights(Path(weights)):
         tensors = _saved_weights(Path(weights), recipe, runtime, train_base, notify)
-    if tensors is not None:
-        config = config.model_copy(update={"weights": None})
-    policy = config.build()
+    policy = (built_policy(recipe) or config).build()
     if tensors is not None:
         _load(policy.network, tensors, str(weights), policy.fresh_modules)
     policy.network.to(runtime.device)

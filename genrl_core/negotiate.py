@@ -68,6 +68,41 @@ def holds_own_weights(weights: str | None) -> bool:
     return weights is not None and (weights.startswith("recipe:") or holds_weights(Path(weights)))
 
 
+def giver_of(recipe: Recipe) -> Recipe | None:
+    """The recipe of whoever trained ``policy.weights``: of ``recipe:NAME``, of a run, or None.
+
+    Raises:
+        RecipeError: that recipe is wrong.
+    """
+    if recipe.policy is None or recipe.policy.weights is None:
+        return None
+    folder = Path(recipe.policy.weights)
+    for run in (folder, folder.resolve().parent.parent):  # the second where it is a checkpoint
+        if holds_weights(folder) and (run / RESOLVED_FILE).is_file():
+            return load_recipe(run / RESOLVED_FILE, registry=recipe.registry)
+    return recipe.base_recipe()
+
+
+def built_policy(recipe: Recipe) -> PolicyConfig | None:
+    """The policy as the core has it built, which loads the weights that GenRL itself gives.
+
+    Those go into a network that a policy may only know from published files: a field ``base`` that
+    is silent takes what the giver of the weights began with.
+
+    Raises:
+        RecipeError: the giver's recipe is wrong.
+    """
+    config = recipe.policy
+    if config is None or not holds_own_weights(config.weights):
+        return config
+    changes: dict[str, str | None] = {"weights": None}
+    giver = giver_of(recipe)
+    begun = None if giver is None else built_policy(giver)
+    if begun is not None and getattr(config, "base", "") is None:
+        changes["base"] = begun.weights or getattr(begun, "base", None)
+    return config.model_copy(update=changes)
+
+
 def unread_weights(recipe: Recipe) -> Problem | None:
     """What is wrong with weights that neither GenRL nor the policy itself would load."""
     config = recipe.policy
@@ -436,16 +471,13 @@ class _Judge:
         if (unread := unread_weights(self.recipe)) is not None:
             self.problems.append(unread)
             return
-        own = holds_own_weights(policy.weights)
-        built = policy.model_copy(update={"weights": None}) if own else policy
-        if problem := built.weights_problem():
-            self.report(("policy", "weights"), problem)
-        if not own:
-            return
         try:
-            giver = self._giver(str(policy.weights))
+            given, built = giver_of(self.recipe), built_policy(self.recipe)
         except RecipeError:
             return  # whoever loads the weights says so
+        if built is not None and (problem := built.weights_problem()):
+            self.report(("policy", "weights"), problem)
+        giver = given.policy if given else None
         if giver is None or isinstance(giver, type(policy)) or isinstance(policy, type(giver)):
             return
         self.report(
@@ -454,13 +486,6 @@ class _Judge:
             f"{self.name(policy)}, another network. Choose policy.use={self.name(giver)}, or "
             "other weights",
         )
-
-    def _giver(self, weights: str) -> PolicyConfig | None:
-        """The policy whose weights a recipe or the folder of a run gives; None if unknown."""
-        base = self.recipe.base_recipe()
-        if base is None and (Path(weights) / RESOLVED_FILE).is_file():
-            base = load_recipe(weights, registry=self.recipe.registry)
-        return base.policy if base else None
 
     def prompts(self, rewards_injected: bool) -> None:
         """Whether policy and rewards take every prompt: the first step is late to learn of it."""

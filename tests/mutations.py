@@ -455,6 +455,15 @@ MUTATIONS = (
         EMPTY + "test_an_iteration_without_a_gradient_moves_nothing",
     ),
     Mutation(
+        "run_without_its_model",
+        "the weights of a run go into a policy that does not look which model they belong to",
+        "genrl_core/negotiate.py",
+        'getattr(config, "base", "") is None:',
+        'getattr(config, "base", "") == "":',
+        "tests/plugins/autoregressive/test_causal_lm.py::"
+        "test_a_run_begins_with_what_another_ended_with",
+    ),
+    Mutation(
         "done_untrained",
         "a run whose every iteration was empty ends as done",
         "genrl_core/runner.py",
@@ -1031,7 +1040,7 @@ MUTATIONS = (
         "unbuildable_let_through",
         "check does not ask a policy whether it can begin from its weights",
         "genrl_core/negotiate.py",
-        "if problem := built.weights_problem():",
+        "if built is not None and (problem := built.weights_problem()):",
         "if problem := policy.draws_problem(1):",
         NEGOTIATE + "test_weights_that_the_policy_cannot_begin_from_are_refused",
     ),

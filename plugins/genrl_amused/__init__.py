@@ -24,8 +24,8 @@ class AmusedConfig(MaskedPolicyConfig):
     base: str | None = Field(
         None,
         description="folder or hub id that is loaded first, text encoder and decoder included, "
-        "where weights are GenRL's own (a run, a checkpoint, recipe:NAME); silent: weights itself "
-        "is the model, for example amused/amused-256 or amused/amused-512",
+        "where weights are GenRL's own (a run, a checkpoint, recipe:NAME); silent: what that run "
+        "began with, or weights itself is the model, for example amused/amused-256",
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: Literal["float32", "bfloat16"] = Field(

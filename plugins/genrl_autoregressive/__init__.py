@@ -66,7 +66,8 @@ class CausalLmConfig(ValueHeadConfig, AutoregressivePolicyConfig):
     base: str | None = Field(
         None,
         description="folder or hub id that is loaded first, tokenizer included, where weights are "
-        "GenRL's own (a run, a checkpoint, recipe:NAME); silent: weights itself is the model",
+        "GenRL's own (a run, a checkpoint, recipe:NAME); silent: what that run began with, or "
+        "weights itself is the model",
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: Literal["float32", "bfloat16"] = Field(

@@ -27,7 +27,8 @@ class ShowoConfig(MaskedPolicyConfig):
     base: str | None = Field(
         None,
         description="folder or hub id of a published Show-o: loaded first where weights are "
-        "GenRL's own (a run, a checkpoint), and asked for config.json where weights has none",
+        "GenRL's own (a run, a checkpoint), and asked for config.json where weights has none; "
+        "silent: what that run began with",
     )
     revision: str | None = Field(None, description="branch, tag or commit of weights on the hub")
     num_image_tokens: Count | None = Field(

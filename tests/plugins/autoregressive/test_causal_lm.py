@@ -11,7 +11,17 @@ from pydantic import ValidationError
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from genrl_autoregressive import CausalLmConfig, TokenConfig, TokenSampler
-from genrl_core import GenRLError, Media, Plan, Prompt, RecipeError, load_recipe, take, train
+from genrl_core import (
+    GenRLError,
+    Media,
+    Plan,
+    Prompt,
+    RecipeError,
+    Reward,
+    load_recipe,
+    take,
+    train,
+)
 from genrl_core.testing import check_sampler
 from genrl_core.trainer import Trainer
 
@@ -320,6 +330,48 @@ def test_texts_through_the_trainer(published, tmp_path, kind, weights):
         assert record.metrics["drift"] < 1e-5
         assert record.metrics["kl"] >= 0
     assert records[1].metrics["kl"] > 0
+
+
+class Long(Reward):
+    """The length of an answer, so that an update has a direction."""
+
+    def __call__(self, media, prompts):
+        return [float(len(text)) + text.count("1") / 2 for text in media.texts]
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("weights", ["null", "{lora: {rank: 2}}"])
+def test_a_run_begins_with_what_another_ended_with(published, tmp_path, weights):
+    """``policy.weights`` names a run, and its own model is found in it; so on for a third run."""
+    (tmp_path / "prompts.txt").write_text("1+2=\n0+1=\n")
+    model, answers = str(published["llama"]), []
+    for number in range(3):
+        recipe = load_recipe({
+            "policy": {"use": "causal_lm", "weights": model},
+            "sampler": {"use": "token", "max_new_tokens": 4},
+            "reward": {"arithmetic_correct": {}},
+            "objective": {"reinforce": {}},
+            "prompts": {"file": str(tmp_path / "prompts.txt")},
+            "train": {"iterations": 1, "num_prompts": 2, "num_generations": 8,
+                      "learning_rate": 2e-3},
+        }, [f"weights={weights}", "run.device=cpu"])  # fmt: skip
+        try:
+            trainer, refused = Trainer(recipe, rewards={"arithmetic_correct": Long()}), ""
+        except RecipeError as error:
+            refused = str(error)
+        assert not refused
+        cond = trainer.policy.encode(PROMPTS[:1])
+        begun = trainer.policy.bound(trainer.policy.tokenize(["12"]), cond, {}).log_probs
+        if answers:
+            torch.testing.assert_close(begun, answers[-1], rtol=0, atol=1e-5)
+        trainer.step()
+        ended = trainer.policy.bound(trainer.policy.tokenize(["12"]), cond, {}).log_probs
+        assert (ended - begun).abs().max() > 1e-3, "a step that does nothing would prove nothing"
+        answers.append(ended.detach())
+        folder = tmp_path / f"run-{number}"
+        trainer.save(folder)
+        (folder / "recipe.resolved.yaml").write_text(recipe.to_yaml())
+        model = str(folder)
 
 
 class Forgetful(TokenSampler):
