@@ -130,11 +130,12 @@ class Collector:
         parts: list[_Part] = []
         kept: list[Tensor] = []
         spreads: list[Tensor] = []
+        totals: list[tuple[Tensor, Tensor]] = []
         missing = groups
         for attempt in range(attempts):
             part = self._attempt(plan(attempt, missing))
-            reward, valid = self._total(part)
-            _, spread, _ = group_statistics(reward, valid, part.group)
+            totals.append(self._total(part))
+            _, spread, _ = group_statistics(*totals[-1], part.group)
             keep = self._filter.keep(spread) if self._config.active else [True] * len(spread)
             parts.append(part)
             spreads.append(spread)
@@ -142,7 +143,7 @@ class Collector:
             missing -= sum(keep)
             if missing == 0:
                 break
-        return self._assemble(parts, kept, torch.cat(spreads))
+        return self._assemble(parts, totals, kept, torch.cat(spreads))
 
     def _attempt(self, plan: Plan) -> _Part:
         own = self._runtime.own_groups(len(plan.prompts))
@@ -205,20 +206,25 @@ class Collector:
         applies = groups.index_add(1, part.group, given.long()).bool()
         return given.any(0) & (given | ~applies[:, part.group]).all(0)
 
-    def _weighted_sum(self, part: _Part) -> Tensor:
-        """Of the rewards as they are, for the metric: a sum of z-scores has the mean 0 always."""
-        if not part.rewards:
-            return torch.zeros(part.total, dtype=torch.float64)
+    def _weighted_sum(self, part: _Part, reward: Tensor) -> Tensor:
+        """Of the rewards as they are, for the metric: a sum of z-scores has the mean 0 always.
+
+        Which is ``reward``, what ``_total`` found, unless ``advantage.combine`` is something else.
+        """
+        if not part.rewards or self._advantage.combine == "sum":
+            return reward
         return combine(part.rewards, {name: Share(w) for name, (w, _) in self._rewards.items()})
 
-    def _assemble(self, parts: list[_Part], kept: list[Tensor], spread: Tensor) -> Rollout:
+    def _assemble(
+        self, parts: list[_Part], totals: list[tuple[Tensor, Tensor]], kept: list[Tensor],
+        spread: Tensor,
+    ) -> Rollout:  # fmt: skip
         trajectories, media, plans, prompts = [], [], [], []
         columns, rewards, validity, groups, terms = [], [], [], [], []
         offset = first_group = 0
         drawn = []
-        for part, keep in zip(parts, kept, strict=True):
-            reward, valid = self._total(part)
-            drawn.append(self._weighted_sum(part)[valid])
+        for part, (reward, valid), keep in zip(parts, totals, kept, strict=True):
+            drawn.append(self._weighted_sum(part, reward)[valid])
             inside = keep[part.group]
             order = inside.cumsum(0) - 1
             local = inside[part.columns].nonzero().flatten()
@@ -244,18 +250,18 @@ class Collector:
         return Rollout(
             Trajectory.concat(trajectories), torch.cat(columns), Trajectory.concat(terms).terms,
             reward, torch.cat(validity), torch.cat(groups), tuple(plans), Media.concat(media),
-            tuple(prompts), metrics, self._problem(parts), self._slot == "current", apart,
+            tuple(prompts), metrics, self._problem(parts, totals), self._slot == "current", apart,
             _prompt_ids(parts, kept),
         )  # fmt: skip
 
-    def _problem(self, parts: list[_Part]) -> str | None:
+    def _problem(self, parts: list[_Part], totals: list[tuple[Tensor, Tensor]]) -> str | None:
         """Which reward is not finite, or which prompt's rewards have no finite sum."""
-        for part in parts:
+        for part, (reward, valid) in zip(parts, totals, strict=True):
             for name, values in part.rewards.items():
                 if values.isinf().any():
                     return f"reward {name!r} is not finite"
-            reward, valid = self._total(part)
-            bad = (valid & ~(reward.isfinite() & self._weighted_sum(part).isfinite())).nonzero()
+            plain = self._weighted_sum(part, reward)
+            bad = (valid & ~(reward.isfinite() & plain.isfinite())).nonzero()
             if len(bad):
                 row = int(bad[0])
                 prompt = part.plan.prompts[int(part.group[row])]
