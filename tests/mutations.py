@@ -814,7 +814,7 @@ MUTATIONS = (
         "filter and objectives read the plain sum, whatever advantage.combine says",
         "genrl_core/collect.py",
         "return combine(part.rewards, shares), valid",
-        "return self._weighted_sum(part), valid",
+        "return combine(part.rewards, {n: Share(w) for n, (w, _) in self._rewards.items()}), valid",
         COMBINED + "test_everything_reads_the_same_combination",
     ),
     Mutation(
