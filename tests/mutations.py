@@ -1139,7 +1139,7 @@ MUTATIONS = (
         "the divergence between steps of CPS loses its scale with the density",
         "plugins/genrl_diffusion/sampler.py",
         "return self._where_noisy(0.5 * self._square(self.mean - other.mean))",
-        "scale = along(self._safe(), self.mean) if self._unscaled else 1.0\n"
+        "scale = along(self._safe, self.mean) if self._unscaled else 1.0\n"
         "        return self._where_noisy(0.5 * self._square(scale * (self.mean - other.mean)))",
         DIFFUSION + "test_windows.py::"
         "test_the_unscaled_density_keeps_the_divergence_and_is_scored_as_drawn",
