@@ -61,7 +61,7 @@ def metrics_of(tree: Path, recipes: list[tuple[str, int]], cache: Path) -> dict[
 
 def fingerprint() -> dict[str, str]:
     """What the bits depend on beside the code: processor flags, torch, numpy, threads."""
-    import numpy
+    import numpy as np
     import torch
 
     info = Path("/proc/cpuinfo")
@@ -70,7 +70,7 @@ def fingerprint() -> dict[str, str]:
     return {
         "cpu": hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:16],
         "torch": torch.__version__,
-        "numpy": numpy.__version__,
+        "numpy": np.__version__,
         "threads": "1",
     }
 
@@ -89,9 +89,11 @@ def differences(wanted: dict[str, Rows], found: dict[str, Rows]) -> list[str]:
 def _gaps(wanted: dict[str, str], found: dict[str, str]) -> str:
     odd = sorted(wanted.keys() ^ found.keys())
     parts = [f"only one has {', '.join(odd)}"] if odd else []
-    for key in wanted.keys() & found.keys():
-        if wanted[key] != found[key]:
-            parts.append(f"{key} {float.fromhex(wanted[key])!r} {float.fromhex(found[key])!r}")
+    parts += [
+        f"{key} {float.fromhex(wanted[key])!r} {float.fromhex(found[key])!r}"
+        for key in wanted.keys() & found.keys()
+        if wanted[key] != found[key]
+    ]
     return "; ".join(sorted(parts))
 
 
