@@ -2,13 +2,21 @@
 
 from typing import TYPE_CHECKING
 
-from genrl_core.public import lazy_names
+from genrl_core.lazy import lazy_names
+from genrl_core.version import __version__
 
 if TYPE_CHECKING:
-    from genrl_core.attention import attend, attention_backend, transformers_attention
-    from genrl_core.batch import Batch
-    from genrl_core.capability import MEDIA, Capability
-    from genrl_core.config import (
+    from genrl_core.errors import (
+        CheckpointError,
+        GenRLError,
+        PluginError,
+        RecipeError,
+        RewardError,
+    )
+    from genrl_core.hookspecs import Register, hookimpl
+    from genrl_core.interfaces.batch import Batch
+    from genrl_core.interfaces.capability import MEDIA, Capability
+    from genrl_core.interfaces.configs import (
         NONE,
         Component,
         ObjectiveConfig,
@@ -18,80 +26,96 @@ if TYPE_CHECKING:
         Schema,
         ValueHeadConfig,
     )
-    from genrl_core.errors import (
-        CheckpointError,
-        GenRLError,
-        PluginError,
-        RecipeError,
-        RewardError,
-    )
-    from genrl_core.forwards import forward_arguments
-    from genrl_core.hookspecs import Register, hookimpl
-    from genrl_core.hub import ModelFiles
-    from genrl_core.media import Media, Prompt, Reading
-    from genrl_core.objective import Objective, Replay, View
-    from genrl_core.plugins import Registry
-    from genrl_core.policy import Policy
-    from genrl_core.recipe import Recipe, load_recipe
-    from genrl_core.records import (
+    from genrl_core.interfaces.data_sampler import DataSampler
+    from genrl_core.interfaces.media import Media, Prompt, Reading
+    from genrl_core.interfaces.objective import Objective, Replay, View
+    from genrl_core.interfaces.policy import Policy
+    from genrl_core.interfaces.records import (
         Matching,
         Others,
         Plan,
         Scored,
-        Streams,
         Tensors,
         Terms,
         Trajectory,
         take,
     )
-    from genrl_core.reward import Reward
-    from genrl_core.sampler import MarkovSampler, Sampler, Transition
-    from genrl_core.supervised import DataSampler
-    from genrl_core.tensor_files import WEIGHT_FILES, fit_tensors, read_tensors
-    from genrl_core.trainer import train
-
-__version__ = "0.1.0"
+    from genrl_core.interfaces.reward import Reward
+    from genrl_core.interfaces.sampler import MarkovSampler, Sampler, Transition
+    from genrl_core.interfaces.streams import Streams
+    from genrl_core.loop.trainer import train
+    from genrl_core.recipe.recipe import Recipe, load_recipe
 
 _HOMES = {
-    "attend": "attention", "attention_backend": "attention",
-    "transformers_attention": "attention",
-    "Capability": "capability", "MEDIA": "capability",
-    "Component": "config", "PolicyConfig": "config", "SamplerConfig": "config",
-    "RewardConfig": "config", "ObjectiveConfig": "config", "Schema": "config", "NONE": "config",
-    "ValueHeadConfig": "config",
+    "Capability": "interfaces.capability", "MEDIA": "interfaces.capability",
+    "Component": "interfaces.configs", "PolicyConfig": "interfaces.configs",
+    "SamplerConfig": "interfaces.configs", "RewardConfig": "interfaces.configs",
+    "ObjectiveConfig": "interfaces.configs", "Schema": "interfaces.configs",
+    "NONE": "interfaces.configs", "ValueHeadConfig": "interfaces.configs",
     "GenRLError": "errors", "RecipeError": "errors", "PluginError": "errors",
     "RewardError": "errors", "CheckpointError": "errors",
-    "forward_arguments": "forwards",
     "hookimpl": "hookspecs", "Register": "hookspecs",
-    "ModelFiles": "hub",
-    "Registry": "plugins",
-    "Recipe": "recipe", "load_recipe": "recipe",
-    "Policy": "policy", "Sampler": "sampler", "MarkovSampler": "sampler",
-    "Transition": "sampler", "Reward": "reward", "Objective": "objective", "View": "objective",
-    "Replay": "objective",
-    "Batch": "batch", "Media": "media", "Prompt": "media", "Reading": "media",
-    "Matching": "records", "Others": "records", "Plan": "records", "Scored": "records",
-    "Streams": "records", "Tensors": "records", "Terms": "records", "Trajectory": "records",
-    "take": "records",
-    "lazy_names": "public",
-    "DataSampler": "supervised",
-    "WEIGHT_FILES": "tensor_files", "fit_tensors": "tensor_files",
-    "read_tensors": "tensor_files",
-    "train": "trainer",
+    "Recipe": "recipe.recipe", "load_recipe": "recipe.recipe",
+    "Policy": "interfaces.policy", "Sampler": "interfaces.sampler",
+    "MarkovSampler": "interfaces.sampler", "Transition": "interfaces.sampler",
+    "Reward": "interfaces.reward", "Objective": "interfaces.objective",
+    "View": "interfaces.objective", "Replay": "interfaces.objective",
+    "Batch": "interfaces.batch", "Media": "interfaces.media", "Prompt": "interfaces.media",
+    "Reading": "interfaces.media",
+    "Matching": "interfaces.records", "Others": "interfaces.records",
+    "Plan": "interfaces.records", "Scored": "interfaces.records", "Streams": "interfaces.streams",
+    "Tensors": "interfaces.records", "Terms": "interfaces.records",
+    "Trajectory": "interfaces.records", "take": "interfaces.records",
+    "lazy_names": "lazy",
+    "DataSampler": "interfaces.data_sampler",
+    "train": "loop.trainer",
 }  # fmt: skip
 
 __all__ = [
-    "MEDIA", "NONE", "WEIGHT_FILES", "Batch", "Capability", "CheckpointError", "Component",
-    "DataSampler", "GenRLError", "MarkovSampler", "Matching", "Media", "ModelFiles", "Objective",
-    "ObjectiveConfig", "Others", "Plan",
-    "PluginError", "Policy", "PolicyConfig", "Prompt", "Reading", "Recipe", "RecipeError",
-    "Register", "Registry", "Replay", "Reward", "RewardConfig", "RewardError", "Sampler",
-    "SamplerConfig", "Schema", "Scored", "Streams", "Tensors", "Terms", "Trajectory", "Transition",
-    "ValueHeadConfig", "View",
-    "__version__", "attend", "attention_backend", "fit_tensors", "forward_arguments", "hookimpl",
-    "lazy_names", "load_recipe", "read_tensors", "take", "train",
-    "transformers_attention",
+    "MEDIA",
+    "NONE",
+    "Batch",
+    "Capability",
+    "CheckpointError",
+    "Component",
+    "DataSampler",
+    "GenRLError",
+    "MarkovSampler",
+    "Matching",
+    "Media",
+    "Objective",
+    "ObjectiveConfig",
+    "Others",
+    "Plan",
+    "PluginError",
+    "Policy",
+    "PolicyConfig",
+    "Prompt",
+    "Reading",
+    "Recipe",
+    "RecipeError",
+    "Register",
+    "Replay",
+    "Reward",
+    "RewardConfig",
+    "RewardError",
+    "Sampler",
+    "SamplerConfig",
+    "Schema",
+    "Scored",
+    "Streams",
+    "Tensors",
+    "Terms",
+    "Trajectory",
+    "Transition",
+    "ValueHeadConfig",
+    "View",
+    "__version__",
+    "hookimpl",
+    "lazy_names",
+    "load_recipe",
+    "take",
+    "train",
 ]  # fmt: skip
-
 
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -2,7 +2,7 @@
 
 import sys
 
-from genrl_core.cli import main
+from genrl_core.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

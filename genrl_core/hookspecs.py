@@ -29,8 +29,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pluggy
 
 if TYPE_CHECKING:
-    from genrl_core.config import ObjectiveConfig, PolicyConfig, RewardConfig, SamplerConfig
-    from genrl_core.reward import RewardFunction
+    from genrl_core.interfaces.configs import (
+        ObjectiveConfig,
+        PolicyConfig,
+        RewardConfig,
+        SamplerConfig,
+    )
+    from genrl_core.interfaces.reward import RewardFunction
 
 PROJECT = "genrl_core"
 

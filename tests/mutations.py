@@ -226,7 +226,7 @@ MUTATIONS = (
     Mutation(
         "terms_that_do_not_exist",
         "positions that a draw does not mask count as terms of the bound",
-        "genrl_core/preparation.py",
+        "genrl_core/loop/preparation.py",
         "ones, mask = torch.ones_like(weight), events > 0",
         "ones, mask = torch.ones_like(weight), events > -1",
         BOUNDS + "test_terms_are_the_masked_positions",
@@ -234,7 +234,7 @@ MUTATIONS = (
     Mutation(
         "draws_summed_alike",
         "draws that are combined into one term lose their weights",
-        "genrl_core/views.py",
+        "genrl_core/loop/views.py",
         "weighted.mean(0)",
         "fold(draws, self.draws).mean(0)",
         BOUNDS + "test_combined_tokens_add_up_to_the_combined_sample",
@@ -349,7 +349,7 @@ MUTATIONS = (
     Mutation(
         "lag_from_the_start",
         "the lag of the old weights begins at once, whatever weights.old.flat says",
-        "genrl_core/config.py",
+        "genrl_core/loop/settings.py",
         "self.ramp * max(0, iteration - self.flat)",
         "self.ramp * iteration",
         "tests/core/test_weights.py::test_a_ramp_begins_after_a_flat_stretch",
@@ -390,7 +390,7 @@ MUTATIONS = (
     Mutation(
         "double_division",
         "B10: the loss, a mean already, is divided by the number of chunks again",
-        "genrl_core/gradient.py",
+        "genrl_core/loop/gradient.py",
         "            value.backward()",
         "            (value / len(chunks)).backward()",
         TWO_PASS + "test_two_passes_equal_one",
@@ -399,7 +399,7 @@ MUTATIONS = (
     Mutation(
         "separable_by_default",
         "an objective that says nothing is taken for a sum over terms",
-        "genrl_core/objective.py",
+        "genrl_core/interfaces/objective.py",
         "separable: bool = False",
         "separable: bool = True",
         TWO_PASS + "test_two_passes_equal_one",
@@ -408,7 +408,7 @@ MUTATIONS = (
     Mutation(
         "parts_that_do_not_add_up",
         "chunks whose losses are not the batch's go unnoticed",
-        "genrl_core/gradient.py",
+        "genrl_core/loop/gradient.py",
         "        if moves:\n            _check_parts",
         "        if moves and len(every) > 10**9:\n            _check_parts",
         TWO_PASS + "test_a_coupled_loss_that_says_separable_stops_the_run",
@@ -416,7 +416,7 @@ MUTATIONS = (
     Mutation(
         "sums_without_gradients",
         "only the sums of the chunks are compared, which agree where nothing has moved",
-        "genrl_core/gradient.py",
+        "genrl_core/loop/gradient.py",
         "gap > precision * steepest or abs(",
         "abs(",
         TWO_PASS + "test_a_coupled_loss_that_says_separable_stops_the_run",
@@ -424,7 +424,7 @@ MUTATIONS = (
     Mutation(
         "no_room_for_rounding",
         "losses that cancel are compared by the size of what is left of them",
-        "genrl_core/gradient.py",
+        "genrl_core/loop/gradient.py",
         "size += float((gradient.abs()",
         "size += 0 * float((gradient.abs()",
         TWO_PASS + "test_rounding_is_no_coupling",
@@ -433,7 +433,7 @@ MUTATIONS = (
     Mutation(
         "two_drawing_slots",
         "the config's drawing slot and the objective's may differ",
-        "genrl_core/build.py",
+        "genrl_core/loop/preparation.py",
         "if said != wanted:",
         'if said != wanted and attribute == "view":',
         "tests/core/test_build.py::test_a_config_and_its_objective_must_say_the_same",
@@ -441,7 +441,7 @@ MUTATIONS = (
     Mutation(
         "a_step_without_a_gradient",
         "a gradient of 0 is handed to the optimizer, whose momentum and decay move the weights",
-        "genrl_core/update.py",
+        "genrl_core/loop/update.py",
         "taken = problem is None and moves",
         "taken = problem is None",
         EMPTY + "test_an_iteration_without_a_gradient_moves_nothing",
@@ -449,7 +449,7 @@ MUTATIONS = (
     Mutation(
         "averages_of_nothing",
         "averages go on in an iteration that took no step",
-        "genrl_core/trainer.py",
+        "genrl_core/loop/trainer.py",
         "        else:\n            for name, follow in",
         "        if True:\n            for name, follow in",
         EMPTY + "test_an_iteration_without_a_gradient_moves_nothing",
@@ -457,7 +457,7 @@ MUTATIONS = (
     Mutation(
         "run_without_its_model",
         "the weights of a run go into a policy that does not look which model they belong to",
-        "genrl_core/negotiate.py",
+        "genrl_core/recipe/check.py",
         'getattr(config, "base", "") is None:',
         'getattr(config, "base", "") == "":',
         "tests/plugins/autoregressive/test_causal_lm.py::"
@@ -466,7 +466,7 @@ MUTATIONS = (
     Mutation(
         "done_untrained",
         "a run whose every iteration was empty ends as done",
-        "genrl_core/runner.py",
+        "genrl_core/run/runner.py",
         "            trainer.check_learned()\n",
         "",
         EMPTY + "test_a_run_that_never_took_a_step_fails",
@@ -474,7 +474,7 @@ MUTATIONS = (
     Mutation(
         "iterations_for_steps",
         "the message of skipped steps counts iterations",
-        "genrl_core/trainer.py",
+        "genrl_core/loop/trainer.py",
         'f"{skipped} optimizer steps in a row',
         'f"{SKIPS} optimizer steps in a row',
         EMPTY + "test_the_guard_counts_the_steps_that_were_skipped",
@@ -482,7 +482,7 @@ MUTATIONS = (
     Mutation(
         "leaf_of_log_probs_alone",
         "the second pass carries back the log-densities' gradient and not the KL's or the value's",
-        "genrl_core/gradient.py",
+        "genrl_core/loop/gradient.py",
         "if gradient is not None and fresh[name].requires_grad",
         'if name == "log_probs" and gradient is not None and fresh[name].requires_grad',
         TWO_PASS + "test_two_passes_equal_one",
@@ -490,7 +490,7 @@ MUTATIONS = (
     Mutation(
         "stale_leaf",
         "the recorded log-densities serve as the leaf of later updates too",
-        "genrl_core/update.py",
+        "genrl_core/loop/update.py",
         "fresh = rollout.on_policy and not history",
         "fresh = rollout.on_policy",
         TRAINER + "test_a_second_update_moves_ratios_and_clips",
@@ -499,7 +499,7 @@ MUTATIONS = (
     Mutation(
         "drift_not_looked_at",
         "the update goes on whatever the drift is",
-        "genrl_core/update.py",
+        "genrl_core/loop/update.py",
         "if drift > tolerance:",
         "if drift > math.inf:",
         TRAINER + "test_a_forgotten_temperature_fails_the_drift_check",
@@ -507,7 +507,7 @@ MUTATIONS = (
     Mutation(
         "tolerance_of_the_coarsest",
         "F8: every network may drift as far as one in bfloat16",
-        "genrl_core/update.py",
+        "genrl_core/loop/update.py",
         "DRIFT_TOLERANCE.get(precision, 1e-3)",
         "DRIFT_TOLERANCE[torch.bfloat16]",
         PRECISION + "test_the_drift_that_is_allowed_depends_on_the_precision",
@@ -515,7 +515,7 @@ MUTATIONS = (
     Mutation(
         "trained_as_loaded",
         "F7: weights are trained in the bfloat16 that they were loaded in",
-        "genrl_core/weights.py",
+        "genrl_core/loop/weights.py",
         "        widen(policy.network, self.trainable.values())\n",
         "",
         PRECISION + "test_a_small_step_moves_nearly_every_weight",
@@ -523,7 +523,7 @@ MUTATIONS = (
     Mutation(
         "averages_as_loaded",
         "F7: the adapters of averages have the bfloat16 of the base, and stand still",
-        "genrl_core/weights.py",
+        "genrl_core/loop/weights.py",
         "            widen(self._network, self._parameters(name).values())\n",
         "",
         PRECISION + "test_an_average_of_decay_999_follows",
@@ -532,7 +532,7 @@ MUTATIONS = (
     Mutation(
         "products_in_float32",
         "a network loaded in bfloat16 computes in float32 once its weights are widened",
-        "genrl_core/weights.py",
+        "genrl_core/loop/weights.py",
         "                lower(policy.network, policy.precision)\n",
         "                pass\n",
         PRECISION + "test_the_network_alone_runs_under_autocast",
@@ -540,7 +540,7 @@ MUTATIONS = (
     Mutation(
         "casts_are_kept",
         "autocast keeps the casts of weights that a step has moved since",
-        "genrl_core/precision.py",
+        "genrl_core/loop/precision.py",
         "cache_enabled=False",
         "cache_enabled=True",
         PRECISION + "test_no_cast_outlives_a_step",
@@ -548,7 +548,7 @@ MUTATIONS = (
     Mutation(
         "old_follows_the_updates",
         "a bound's old value is evaluated anew before every update, whose ratio is then 1",
-        "genrl_core/update.py",
+        "genrl_core/loop/update.py",
         "        for update, prepared in enumerate(updates):\n",
         "        for update in range(len(updates)):\n"
         "            sides = self._sides\n"
@@ -558,7 +558,7 @@ MUTATIONS = (
     Mutation(
         "importance_dropped",
         "train.steps.importance changes the denominators and leaves the weights at 1",
-        "genrl_core/preparation.py",
+        "genrl_core/loop/preparation.py",
         "weight=weight if terms.weight is None",
         "weight=ones if terms.weight is None",
         FAULTS + "test_importance_weights_make_up_for_the_calls_left_out",
@@ -566,7 +566,7 @@ MUTATIONS = (
     Mutation(
         "replay_cut_short",
         "the reward's gradient passes through the last step alone, whatever K is",
-        "genrl_core/reward_view.py",
+        "genrl_core/loop/reward_view.py",
         "steps = steps if torch.is_grad_enabled() else 0",
         "steps = 1 if torch.is_grad_enabled() else 0",
         REWARD_VIEW + "test_mean_update_is_the_pathwise_gradient",
@@ -574,7 +574,7 @@ MUTATIONS = (
     Mutation(
         "gradient_of_unweighted_rewards",
         "rewards are differentiated without their weights",
-        "genrl_core/advantage.py",
+        "genrl_core/loop/advantage.py",
         "counted = share.weight * ((reward",
         "counted = ((reward",
         REWARD_VIEW + "test_rewards_are_weighted_and_left_out_where_they_do_not_apply",
@@ -582,7 +582,7 @@ MUTATIONS = (
     Mutation(
         "trust_region_around_the_wrong_weights",
         "kl_old is KL(current || old) instead of KL(old || current)",
-        "genrl_core/sampler.py",
+        "genrl_core/interfaces/sampler.py",
         'other.kl(transition) if slot == "old" else transition.kl(other)',
         "transition.kl(other)",
         "tests/core/test_kl_directions.py::test_the_direction_of_categorical_steps",
@@ -606,7 +606,7 @@ MUTATIONS = (
     Mutation(
         "a_head_that_adapters_freeze",
         "beside LoRA a fresh value head keeps the zeros that it starts with",
-        "genrl_core/weights.py",
+        "genrl_core/loop/weights.py",
         "if within(name, policy.fresh_modules):",
         "if within(name, ()):",
         "tests/plugins/digits/test_value_heads.py::test_beside_adapters_the_head_trains_in_full",
@@ -614,7 +614,7 @@ MUTATIONS = (
     Mutation(
         "half_a_head",
         "weights may lack any part of a fresh module, and the rest is taken",
-        "genrl_core/build.py",
+        "genrl_core/run/assembly.py",
         "own.keys() - tensors.keys() == young",
         "own.keys() - tensors.keys() <= young",
         "tests/plugins/digits/test_value_heads.py::"
@@ -623,7 +623,7 @@ MUTATIONS = (
     Mutation(
         "minibatches_train_everything",
         "every minibatch trains all groups",
-        "genrl_core/update.py",
+        "genrl_core/loop/update.py",
         "valid=ready.batch.valid & inside",
         "valid=ready.batch.valid",
         FAULTS + "test_a_minibatch_trains_its_own_groups_and_no_others",
@@ -631,7 +631,7 @@ MUTATIONS = (
     Mutation(
         "gradients_left_over",
         "gradients of one optimizer step are still there in the next",
-        "genrl_core/update.py",
+        "genrl_core/loop/update.py",
         "        self._optimizer.zero_grad(set_to_none=True)\n        found: ",
         "        found: ",
         FAULTS + "test_no_gradient_is_left_over_for_the_next_step",
@@ -639,7 +639,7 @@ MUTATIONS = (
     Mutation(
         "gradients_not_clipped",
         "B15: the gradient's norm is measured and not limited",
-        "genrl_core/update.py",
+        "genrl_core/loop/update.py",
         "math.inf if limit is None else limit",
         "math.inf",
         FAULTS + "test_gradients_are_clipped_to_their_norm",
@@ -647,7 +647,7 @@ MUTATIONS = (
     Mutation(
         "gradients_kept_in_memory",
         "the gradients of a step are alive while the next samples are drawn",
-        "genrl_core/update.py",
+        "genrl_core/loop/update.py",
         "        # Their memory is the next rollout's.\n"
         "        self._optimizer.zero_grad(set_to_none=True)\n",
         "",
@@ -656,7 +656,7 @@ MUTATIONS = (
     Mutation(
         "metric_of_one_view_alone",
         "of two views with a metric of one name only the later one's is logged",
-        "genrl_core/update.py",
+        "genrl_core/loop/update.py",
         "found[full if name in found else name]",
         "found[name]",
         VIEWS + "test_a_metric_of_one_view_does_not_hide_that_of_another",
@@ -664,7 +664,7 @@ MUTATIONS = (
     Mutation(
         "entropy_of_nothing",
         "a minibatch without valid samples makes the iteration's entropy NaN",
-        "genrl_core/update.py",
+        "genrl_core/loop/update.py",
         "if batch.entropy is not None and trained.any():",
         "if batch.entropy is not None:",
         VIEWS + "test_a_minibatch_without_a_reward_has_no_entropy_to_report",
@@ -672,7 +672,7 @@ MUTATIONS = (
     Mutation(
         "fewer_minibatches_than_asked",
         "five groups in four minibatches make three optimizer steps",
-        "genrl_core/update.py",
+        "genrl_core/loop/update.py",
         "order.tensor_split(min(self._train.num_minibatches, groups))",
         "order.split(math.ceil(groups / self._train.num_minibatches))",
         VIEWS + "test_there_are_as_many_optimizer_steps_as_minibatches",
@@ -680,7 +680,7 @@ MUTATIONS = (
     Mutation(
         "calls_of_one_rank",
         "rows are placed by this rank's number of calls, not by that of all ranks",
-        "genrl_core/preparation.py",
+        "genrl_core/loop/preparation.py",
         "self.others, terms.calls, per_call",
         "self.others, rollout.trajectory.terms.calls, per_call",
         VIEWS + "test_terms_of_other_ranks_change_nothing_here",
@@ -689,7 +689,7 @@ MUTATIONS = (
     Mutation(
         "field_not_given",
         "a view that has no reference hands zeros to an objective that asks for one",
-        "genrl_core/preparation.py",
+        "genrl_core/loop/preparation.py",
         "given = _GIVEN.get(view, frozenset())",
         "given = objective.needs",
         VIEWS + "test_a_field_that_the_view_does_not_give_is_refused",
@@ -697,7 +697,7 @@ MUTATIONS = (
     Mutation(
         "region_around_lagging_weights",
         "the trust region is around weights that drew nothing",
-        "genrl_core/trainer.py",
+        "genrl_core/loop/trainer.py",
         "recipe.weights.old.decay > 0:",
         "recipe.weights.old.decay > 1:",
         VIEWS + "test_a_trust_region_is_around_the_weights_that_draw",
@@ -705,7 +705,7 @@ MUTATIONS = (
     Mutation(
         "data_that_teach_nothing",
         "data without a reward train an objective that learns from rewards: nothing, silently",
-        "genrl_core/negotiate.py",
+        "genrl_core/recipe/check.py",
         "if using and not (recipe.reward or rewards_injected):",
         "if using and not (recipe.reward or rewards_injected"
         " or (self.sampler and self.sampler.supervised)):",
@@ -723,7 +723,7 @@ MUTATIONS = (
     Mutation(
         "slot_left_active",
         "after the reference was asked, the reference stays in the policy's place",
-        "genrl_core/weights.py",
+        "genrl_core/loop/weights.py",
         "            self._policy.network = before\n",
         "            assert before\n",
         TRAINER + "test_a_slot_comes_back_after_an_error",
@@ -731,7 +731,7 @@ MUTATIONS = (
     Mutation(
         "no_all_reduce",
         "B11: gradients are not summed over ranks, every process trains its own model",
-        "genrl_core/runtime.py",
+        "genrl_core/loop/distributed.py",
         "torch.distributed.all_reduce(parameter.grad)",
         "assert parameter.grad is not None",
         TRAINER + "test_two_processes_equal_one",
@@ -739,7 +739,7 @@ MUTATIONS = (
     Mutation(
         "drift_that_loses_nan",
         "F13: the largest of several numbers is the first where the others are no numbers",
-        "genrl_core/update.py",
+        "genrl_core/loop/update.py",
         "return max(values, key=lambda value: (math.isnan(value), value))",
         "return max(values)",
         "tests/core/test_learner_faults.py::test_scores_that_are_no_numbers_are_no_drift_of_zero",
@@ -748,7 +748,7 @@ MUTATIONS = (
     Mutation(
         "failed_reward_is_zero",
         "a reward that raises counts as 0 for all its samples",
-        "genrl_core/reward.py",
+        "genrl_core/interfaces/reward_values.py",
         "    except BaseException as error:\n        raise RewardError(",
         "    except BaseException as error:\n        return [0.0] * 12\n        raise RewardError(",
         TRAINER + "test_a_broken_reward_stops_the_run",
@@ -756,7 +756,7 @@ MUTATIONS = (
     Mutation(
         "missing_reward_is_zero",
         "a reward of None counts as 0",
-        "genrl_core/collect.py",
+        "genrl_core/loop/generate.py",
         'values = [float("nan") if value is None',
         "values = [0.0 if value is None",
         FAULTS + "test_a_missing_reward_is_not_a_reward_of_zero",
@@ -764,7 +764,7 @@ MUTATIONS = (
     Mutation(
         "missing_reward_has_an_advantage",
         "a sample without a reward is pushed away from its group's mean",
-        "genrl_core/advantage.py",
+        "genrl_core/loop/advantage.py",
         "return torch.where(valid, difference, torch.zeros_like(reward))",
         "return difference",
         NUMBERS + "test_advantages_match_numpy",
@@ -772,7 +772,7 @@ MUTATIONS = (
     Mutation(
         "biased_deviation",
         "advantages are divided by the biased standard deviation",
-        "genrl_core/advantage.py",
+        "genrl_core/loop/advantage.py",
         "/ (count - 1).clamp(min=1)",
         "/ count.clamp(min=1)",
         NUMBERS + "test_advantages_match_numpy",
@@ -780,7 +780,7 @@ MUTATIONS = (
     Mutation(
         "spread_of_equal_rewards",
         "equal rewards have the spread that rounding gives them",
-        "genrl_core/advantage.py",
+        "genrl_core/loop/advantage.py",
         "equal = low == high",
         "equal = low > high",
         NUMBERS + "test_equal_rewards_have_a_spread_of_exactly_0",
@@ -788,7 +788,7 @@ MUTATIONS = (
     Mutation(
         "epsilon_for_a_unit",
         "where there is no spread, the difference is divided by epsilon alone",
-        "genrl_core/advantage.py",
+        "genrl_core/loop/advantage.py",
         "torch.where(scale == 0, torch.zeros_like(reward), known)",
         "known",
         NUMBERS + "test_equal_rewards_have_advantages_of_exactly_0",
@@ -796,7 +796,7 @@ MUTATIONS = (
     Mutation(
         "squares_that_overflow",
         "one reward of 1e308 has an infinite deviation, and every advantage is 0",
-        "genrl_core/advantage.py",
+        "genrl_core/loop/advantage.py",
         "size = _power_of_two(torch.maximum(low.abs(), high.abs()))",
         "size = torch.ones_like(low)",
         NUMBERS + "test_one_huge_reward_leaves_its_group_a_direction",
@@ -804,7 +804,7 @@ MUTATIONS = (
     Mutation(
         "sum_that_overflows",
         "a weighted sum of finite rewards that is infinite is not named",
-        "genrl_core/collect.py",
+        "genrl_core/loop/rollout.py",
         "bad = (valid & ~(",
         "bad = (~valid & ~(",
         COMBINED + "test_a_weighted_sum_that_overflows_is_named",
@@ -812,7 +812,7 @@ MUTATIONS = (
     Mutation(
         "filter_of_the_plain_sum",
         "filter and objectives read the plain sum, whatever advantage.combine says",
-        "genrl_core/collect.py",
+        "genrl_core/loop/rollout.py",
         "return combine(part.rewards, shares), valid",
         "return combine(part.rewards, {n: Share(w) for n, (w, _) in self._rewards.items()}), valid",
         COMBINED + "test_everything_reads_the_same_combination",
@@ -820,7 +820,7 @@ MUTATIONS = (
     Mutation(
         "plain_differentiable_reward",
         "the differentiable reward is the plain sum, whatever advantage.combine says",
-        "genrl_core/reward_view.py",
+        "genrl_core/loop/reward_view.py",
         "self.shares.get(label, Share(weight))",
         "Share(weight)",
         COMBINED + "test_the_differentiable_reward_is_combined_like_the_others",
@@ -828,7 +828,7 @@ MUTATIONS = (
     Mutation(
         "length_without_the_policy",
         "a chain has num_steps transitions, whatever the policy",
-        "genrl_core/sampler.py",
+        "genrl_core/interfaces/sampler.py",
         'plan.streams("rollout"), self.steps(policy)',
         'plan.streams("rollout"), self.num_steps',
         "tests/core/test_sampler.py::test_a_chain_is_as_long_as_the_policy_makes_it",
@@ -836,7 +836,7 @@ MUTATIONS = (
     Mutation(
         "steps_of_other_shapes",
         "a state that changes its shape, or a step with more terms, passes",
-        "genrl_core/sampler.py",
+        "genrl_core/interfaces/sampler.py",
         "if before != after:",
         "if before.keys() != after.keys():",
         "tests/core/test_sampler.py::test_what_changes_from_step_to_step_is_refused",
@@ -853,7 +853,7 @@ MUTATIONS = (
     Mutation(
         "prompt_history_forgotten",
         "a resumed run begins its running statistics per prompt afresh",
-        "genrl_core/trainer.py",
+        "genrl_core/loop/trainer.py",
         'self._learner.statistics.load_state_dict(state["statistics"])',
         'assert state["statistics"]',
         "tests/core/test_prompt_statistics.py::test_resume_is_bit_identical",
@@ -861,7 +861,7 @@ MUTATIONS = (
     Mutation(
         "filter_ignored",
         "B12: spreads are measured and every group is kept",
-        "genrl_core/collect.py",
+        "genrl_core/loop/rollout.py",
         "keep = self._filter.keep(spread) if self._config.active else [True] * len(spread)",
         "keep = [True] * len(spread)",
         TRAINER + "test_filter_drops_and_resamples_up_to_its_limit",
@@ -869,7 +869,7 @@ MUTATIONS = (
     Mutation(
         "rejected_spreads_forgotten",
         "rejected groups stay out of the filter's history, and its percentile creeps upwards",
-        "genrl_core/filters.py",
+        "genrl_core/loop/filters.py",
         "self._history.extend(values)",
         "self._history.extend(v for v, flag in zip(values, kept, strict=True) if flag)",
         NUMBERS + "test_percentile_filter_rejects_its_share_in_the_long_run",
@@ -877,7 +877,7 @@ MUTATIONS = (
     Mutation(
         "rewards_of_other_samples",
         "after a group was rejected the others get the rewards of the first ones",
-        "genrl_core/collect.py",
+        "genrl_core/loop/rollout.py",
         "rewards.append(reward[inside])",
         "rewards.append(reward[: int(inside.sum())])",
         FAULTS + "test_numbers_stay_with_their_samples",
@@ -885,7 +885,7 @@ MUTATIONS = (
     Mutation(
         "prompts_of_other_samples",
         "samples are drawn under the prompts of their neighbours in the forward",
-        "genrl_core/collect.py",
+        "genrl_core/loop/generate.py",
         "take(encoded, index)",
         "take(encoded, index.flip(0))",
         FAULTS + "test_numbers_stay_with_their_samples",
@@ -893,7 +893,7 @@ MUTATIONS = (
     Mutation(
         "resampling_repeats_the_draws",
         "new attempts start the same random streams and draw the rejected samples again",
-        "genrl_core/plan.py",
+        "genrl_core/loop/plan.py",
         "return plan_of(seed, iteration, attempt, picked",
         "return plan_of(seed, iteration, 0, picked",
         FAULTS + "test_numbers_stay_with_their_samples",
@@ -901,7 +901,7 @@ MUTATIONS = (
     Mutation(
         "global_draw_of_the_steps",
         "which steps are trained depends on torch's global generator",
-        "genrl_core/steps.py",
+        "genrl_core/loop/steps.py",
         "order = streams.uniform(calls).T.argsort(0)",
         "order = torch.rand(samples, calls).T.argsort(0)",
         TRAINER + "test_global_seeds_change_nothing",
@@ -910,7 +910,7 @@ MUTATIONS = (
     Mutation(
         "filter_not_saved",
         "a checkpoint holds a filter without history",
-        "genrl_core/trainer.py",
+        "genrl_core/loop/trainer.py",
         '"filter": self._filter.state_dict(),',
         '"filter": GroupFilter(self.recipe.filter).state_dict(),',
         TRAINER + "test_resume_is_bit_identical",
@@ -918,7 +918,7 @@ MUTATIONS = (
     Mutation(
         "scheduler_not_restored",
         "a resumed run starts its learning-rate schedule from the beginning",
-        "genrl_core/trainer.py",
+        "genrl_core/loop/trainer.py",
         'self._scheduler.last_epoch = state["scheduler_step"]',
         'assert "scheduler_step" in state',
         TRAINER + "test_resume_is_bit_identical",
@@ -927,7 +927,7 @@ MUTATIONS = (
     Mutation(
         "cached_base_not_compared",
         "the hash beside a cached base is read and not compared",
-        "genrl_core/build.py",
+        "genrl_core/run/bases.py",
         'return None if sha256(path) == wanted else "is damaged (sha256 differs)"',
         'return None if wanted else "is damaged (sha256 differs)"',
         BUILD + "test_a_damaged_base_in_the_cache_is_named_and_trained_again",
@@ -935,7 +935,7 @@ MUTATIONS = (
     Mutation(
         "writer_chooses_the_mode",
         "what safetensors writes is for its owner alone, whatever the umask says",
-        "genrl_core/files.py",
+        "genrl_core/run/files.py",
         "    path.chmod(mode)\n",
         "    path.stat()\n",
         CHECKPOINT + "test_files_have_the_mode_of_the_umask",
@@ -943,7 +943,7 @@ MUTATIONS = (
     Mutation(
         "own_cache_alone",
         "XDG_CACHE_HOME is ignored",
-        "genrl_core/build.py",
+        "genrl_core/run/bases.py",
         'return (shared if shared.is_absolute() else Path.home() / ".cache") / "genrl"',
         'return Path.home() / ".cache" / "genrl"',
         BUILD + "test_where_bases_are_kept",
@@ -951,7 +951,7 @@ MUTATIONS = (
     Mutation(
         "finished_run_is_over",
         "a finished run cannot have more iterations",
-        "genrl_core/identity.py",
+        "genrl_core/recipe/identity.py",
         "        found.pop(key, None)\n",
         '        found.pop("run.name", None)\n',
         RESUME + "test_a_finished_run_goes_on_with_more_iterations",
@@ -959,7 +959,7 @@ MUTATIONS = (
     Mutation(
         "cosine_extended",
         "a schedule that ends at the last iteration may be given another end",
-        "genrl_core/identity.py",
+        "genrl_core/recipe/identity.py",
         '    if same_schedule and schedule == "constant":\n',
         "    if same_schedule:\n",
         RESUME + "test_a_refused_resume_leaves_the_folder_as_it_was",
@@ -967,7 +967,7 @@ MUTATIONS = (
     Mutation(
         "refused_resume_failed",
         "a refused resume counts as a run that failed",
-        "genrl_core/runner.py",
+        "genrl_core/run/runner.py",
         'raise RecipeError(f"{folder} cannot be resumed: {found}")',
         'raise CheckpointError(f"{folder} cannot be resumed: {found}")',
         RESUME + "test_a_run_without_a_checkpoint_is_refused_and_left_alone",
@@ -975,7 +975,7 @@ MUTATIONS = (
     Mutation(
         "memory_decides_the_result",
         "a resume with another size of chunks is refused",
-        "genrl_core/identity.py",
+        "genrl_core/recipe/identity.py",
         "            del tree[name]\n",
         "            tree[name] = value\n",
         RESUME + "test_after_an_out_of_memory_error_a_run_goes_on_with_half_the_chunk",
@@ -983,7 +983,7 @@ MUTATIONS = (
     Mutation(
         "adapters_left_out",
         "a new run begins with the base of a run of adapters, without them",
-        "genrl_core/weights.py",
+        "genrl_core/loop/weights.py",
         "base + layer.get_delta_weight(name).float()",
         "base",
         BUILD + "test_a_run_of_adapters_gives_its_weights_to_a_new_run",
@@ -991,7 +991,7 @@ MUTATIONS = (
     Mutation(
         "base_under_adapters_unseen",
         "adapters are folded into whatever policy.weights gives now",
-        "genrl_core/build.py",
+        "genrl_core/run/assembly.py",
         'if snapshot.state.get("base") != fingerprint(policy.network):',
         'if not snapshot.state.get("base"):',
         BUILD + "test_adapters_whose_base_is_another_now_are_refused",
@@ -999,7 +999,7 @@ MUTATIONS = (
     Mutation(
         "saved_when_asked_alone",
         "a run that says nothing on saving saves at its end alone",
-        "genrl_core/runner.py",
+        "genrl_core/run/runner.py",
         "collect((self._signals.seen > 0, late))",
         "collect((self._signals.seen > 0, False))",
         RESUME + "test_a_run_saves_by_time_without_being_asked",
@@ -1007,7 +1007,7 @@ MUTATIONS = (
     Mutation(
         "hangup_kills",
         "SIGHUP ends a run without a checkpoint",
-        "genrl_core/signals.py",
+        "genrl_core/run/signals.py",
         "            kinds.append(signal.SIGHUP)\n",
         "            kinds.append(signal.SIGTERM)\n",
         RESUME + "test_a_hangup_stops_like_a_termination_unless_it_is_ignored",
@@ -1015,7 +1015,7 @@ MUTATIONS = (
     Mutation(
         "second_signal_breaks_the_save",
         "a second signal breaks off the checkpoint that the first one asked for",
-        "genrl_core/signals.py",
+        "genrl_core/run/signals.py",
         "        if self.seen > 1 and not self._spared:\n",
         "        if self.seen > 1:\n",
         RESUME + "test_a_save_that_has_begun_survives_the_second_signal",
@@ -1023,7 +1023,7 @@ MUTATIONS = (
     Mutation(
         "dry_run_for_people",
         "a dry run prints its table where JSON was asked for",
-        "genrl_core/dry_run.py",
+        "genrl_core/run/dry_run.py",
         "    if runtime.main and json:\n",
         "    if runtime.main and json and quiet:\n",
         RESUME + "test_a_dry_run_for_programs_is_json_and_nothing_else",
@@ -1031,7 +1031,7 @@ MUTATIONS = (
     Mutation(
         "labels_merge",
         "a reward given as a mapping is added to those that the recipe has",
-        "genrl_core/reader.py",
+        "genrl_core/recipe/reader.py",
         "{label: old[label] for label in old if label in new}",
         "old",
         RECIPE + "test_a_mapping_given_for_labels_replaces_them_and_says_what_went",
@@ -1039,7 +1039,7 @@ MUTATIONS = (
     Mutation(
         "unbuildable_let_through",
         "check does not ask a policy whether it can begin from its weights",
-        "genrl_core/negotiate.py",
+        "genrl_core/recipe/check.py",
         "if built is not None and (problem := built.weights_problem()):",
         "if problem := policy.draws_problem(1):",
         NEGOTIATE + "test_weights_that_the_policy_cannot_begin_from_are_refused",
@@ -1047,7 +1047,7 @@ MUTATIONS = (
     Mutation(
         "moments_by_rank",
         "a moment of another size is handed to AdamW if it has as many axes",
-        "genrl_core/moments.py",
+        "genrl_core/run/moments.py",
         "    if tensor.shape != wanted:\n",
         "    if tensor.dim() != len(wanted):\n",
         CHECKPOINT + "test_moments_that_do_not_fit_their_parameters_are_refused",
@@ -1055,7 +1055,7 @@ MUTATIONS = (
     Mutation(
         "equal_lines_squared",
         "every equal prompt line tries all numbers from the first",
-        "genrl_core/prompts.py",
+        "genrl_core/recipe/prompts.py",
         "    numbers[digest] = number\n",
         "    numbers[digest] = 0\n",
         "tests/core/test_prompts.py::test_equal_lines_are_numbered_in_linear_time",
@@ -1063,7 +1063,7 @@ MUTATIONS = (
     Mutation(
         "hashes_not_compared",
         "a checkpoint's files are measured and not hashed",
-        "genrl_core/manifest.py",
+        "genrl_core/run/manifest.py",
         "return None if sha256(file) == digest else",
         "return None if sha256(file) else",
         CHECKPOINT + "test_damage_is_named_and_the_older_one_taken",
@@ -1071,7 +1071,7 @@ MUTATIONS = (
     Mutation(
         "unknown_keys_ignored",
         "a misspelt key of a recipe falls back to the default",
-        "genrl_core/config.py",
+        "genrl_core/interfaces/configs.py",
         'extra="forbid"',
         'extra="ignore"',
         RECIPE + "test_mistakes_are_one_line_with_the_place_and_the_way_out",
@@ -1079,7 +1079,7 @@ MUTATIONS = (
     Mutation(
         "deterministic_sampler_accepted",
         "an objective on steps trains with a sampler that has no step densities",
-        "genrl_core/negotiate.py",
+        "genrl_core/recipe/check.py",
         "        for capability in sorted(config.needs() | {_VIEW_NEEDS[view]}",
         "        for capability in sorted(config.needs() - {_VIEW_NEEDS[view]}",
         NEGOTIATE + "test_what_cannot_work_is_refused_with_the_way_out",
@@ -1129,7 +1129,7 @@ MUTATIONS = (
     Mutation(
         "graph_of_one_step_more",
         "one step more than asked for keeps its graph",
-        "genrl_core/sampler.py",
+        "genrl_core/interfaces/sampler.py",
         "step >= calls - grad_steps",
         "step >= calls - grad_steps - 1",
         DIFFUSION + "test_differentiable.py::test_the_last_steps_keep_the_graph_and_they_alone",
@@ -1360,7 +1360,7 @@ MUTATIONS = (
     Mutation(
         "raw_texts_of_other_samples",
         "B4: texts with special tokens stay those of all samples where some are chosen",
-        "genrl_core/media.py",
+        "genrl_core/interfaces/media.py",
         "None if self.raw_texts is None else tuple(self.raw_texts[row] for row in rows)",
         "self.raw_texts",
         "tests/plugins/autoregressive/test_causal_lm.py::"
@@ -1427,7 +1427,7 @@ MUTATIONS = (
     Mutation(
         "pickles_run_code",
         "B14: a checkpoint is unpickled, whatever is in it",
-        "genrl_core/tensor_files.py",
+        "plugins/genrl_models/tensor_files.py",
         "weights_only=True)",
         "weights_only=False)",
         MAGVIT_WEIGHTS + "test_a_pickle_that_runs_code_is_not_opened",
@@ -1477,7 +1477,7 @@ MUTATIONS = (
     Mutation(
         "wish_not_tried",
         "an attention that the machine cannot do is promised all the same",
-        "genrl_core/attention.py",
+        "plugins/genrl_models/attention.py",
         "if problem := _problem(wish, device, dtype, head_dim, pattern):",
         "if problem := wish and '':",
         ATTENTION + "test_what_fails_the_trial_is_refused_and_auto_goes_on",
@@ -1485,7 +1485,7 @@ MUTATIONS = (
     Mutation(
         "numbers_not_compared",
         "a kernel passes its trial that runs and computes something else",
-        "genrl_core/attention.py",
+        "plugins/genrl_models/attention.py",
         "if not error <= max(",
         "if error < -max(",
         ATTENTION + "test_what_fails_the_trial_is_refused_and_auto_goes_on",
@@ -1493,7 +1493,7 @@ MUTATIONS = (
     Mutation(
         "mixture_under_autocast",
         "normalised queries and keys meet values of another dtype in the kernel",
-        "genrl_core/attention.py",
+        "plugins/genrl_models/attention.py",
         "if casts else part",
         "if casts < 0 else part",
         ATTENTION + "test_under_autocast_the_kernel_and_its_trial_see_one_dtype",
@@ -1502,7 +1502,7 @@ MUTATIONS = (
     Mutation(
         "noise_in_half_precision",
         "B19: the Gumbel noise is of uniform numbers in half precision, some of which are 0 or 1",
-        "genrl_core/records.py",
+        "genrl_core/interfaces/streams.py",
         "g.gumbel(size=len(row))",
         "-np.log(-np.log(g.random(len(row)).astype(np.float16).astype(np.float32)))",
         NUMBERS + "test_draws_continue_and_have_their_distribution",
@@ -1511,7 +1511,7 @@ MUTATIONS = (
     Mutation(
         "generators_for_nothing",
         "F32: random streams make their generators whether or not anything draws from them",
-        "genrl_core/records.py",
+        "genrl_core/interfaces/streams.py",
         "_across_updates = across_updates\n\n",
         "_across_updates = across_updates\n        vars(self)[''] = self._generators\n\n",
         STREAMS + "test_no_generator_is_made_where_nothing_draws",
@@ -1519,7 +1519,7 @@ MUTATIONS = (
     Mutation(
         "generators_made_anew",
         "F32: every draw makes the generators of its streams again, and so begins them again",
-        "genrl_core/records.py",
+        "genrl_core/interfaces/streams.py",
         "    @cached_property\n    def _generators",
         "    @property\n    def _generators",
         STREAMS + "test_an_iteration_makes_each_stream_once_and_those_it_draws_from_alone",
@@ -1527,7 +1527,7 @@ MUTATIONS = (
     Mutation(
         "another_key",
         "the words of a stream's key are read the other way round: every seed draws other samples",
-        "genrl_core/records.py",
+        "genrl_core/interfaces/streams.py",
         'np.frombuffer(self._digest, "<u8")',
         'np.frombuffer(self._digest, ">u8")',
         STREAMS + "test_numbers_are_those_that_were_recorded",
@@ -1535,7 +1535,7 @@ MUTATIONS = (
     Mutation(
         "epochs_ordered_anew",
         "F32: the order of an epoch's prompts is drawn again in every iteration",
-        "genrl_core/plan.py",
+        "genrl_core/loop/plan.py",
         "@lru_cache(maxsize=2)\n",
         "",
         STREAMS + "test_the_order_of_an_epoch_is_made_once",
@@ -1543,7 +1543,7 @@ MUTATIONS = (
     Mutation(
         "loss_of_half_the_chunks",
         "the numbers of the first of several chunks stand for those of the whole batch",
-        "genrl_core/gradient.py",
+        "genrl_core/loop/gradient.py",
         "if len(chunks) != 1 or",
         "if len(chunks) < 1 or",
         STREAMS + "test_a_chunk_that_holds_all_rows_evaluates_the_loss_once",
@@ -1648,7 +1648,7 @@ MUTATIONS = (
     Mutation(
         "unread_prompts_unsaid_by_the_policy",
         "a policy's text encoder cuts prompts off and a run begins without a word",
-        "genrl_core/trainer.py",
+        "genrl_core/loop/trainer.py",
         "            self._warn(text)",
         "            str(text)",
         AMUSED + "test_a_prompt_that_clip_reads_in_part_is_named",
@@ -1665,7 +1665,7 @@ MUTATIONS = (
     Mutation(
         "policy_never_asked_about_prompts",
         "a prompt that the policy's config refuses is found when it is first drawn",
-        "genrl_core/negotiate.py",
+        "genrl_core/recipe/check.py",
         "self.problems += refused(prompts, policy.check_prompt, path)",
         "continue",
         "tests/plugins/test_prompts_taken.py::"
@@ -1691,7 +1691,7 @@ MUTATIONS = (
     Mutation(
         "half_a_sum_of_rewards",
         "a sample that lacks one of two rewards stands beside its siblings as if that were 0",
-        "genrl_core/collect.py",
+        "genrl_core/loop/rollout.py",
         "return given.any(0) & (given | ~applies[:, part.group]).all(0)",
         "return given.any(0)",
         TRAINER + "test_a_sample_that_lacks_one_of_two_rewards_is_left_out",
@@ -1699,7 +1699,7 @@ MUTATIONS = (
     Mutation(
         "pickle_that_runs_code",
         "a downloaded pickle is opened with all that it may call",
-        "genrl_core/tensor_files.py",
+        "plugins/genrl_models/tensor_files.py",
         "weights_only=True)\n    except",
         "weights_only=False)\n    except",
         REWARD_FILES + "test_a_pickle_that_runs_code_is_not_opened",
@@ -1707,7 +1707,7 @@ MUTATIONS = (
     Mutation(
         "index_that_leads_elsewhere",
         "an index may name shards outside of its folder",
-        "genrl_core/hub.py",
+        "plugins/genrl_models/hub.py",
         "isinstance(name, str) and Path(name).name == name for",
         "isinstance(name, str) for",
         MAGVIT_WEIGHTS + "test_indexes_that_lead_elsewhere",
@@ -1715,7 +1715,7 @@ MUTATIONS = (
     Mutation(
         "revision_ignored",
         "the hub gives the newest files whatever revision the recipe names",
-        "genrl_core/hub.py",
+        "plugins/genrl_models/hub.py",
         "self.source, name, revision=self.revision, local",
         "self.source, name, local",
         MAGVIT_WEIGHTS + "test_the_hub_is_asked_for_one_weight_file_of_the_revision",
@@ -1723,7 +1723,7 @@ MUTATIONS = (
     Mutation(
         "prompts_never_asked",
         "a reward that cannot judge a prompt says so in the middle of a run",
-        "genrl_core/negotiate.py",
+        "genrl_core/recipe/check.py",
         "    judge.prompts(rewards_injected)\n",
         "",
         NEGOTIATE + "test_prompts_that_a_reward_cannot_judge_are_counted_and_the_first_is_shown",
@@ -1731,7 +1731,7 @@ MUTATIONS = (
     Mutation(
         "reward_leaves_as_done",
         "a reward that calls sys.exit(0) ends the run as a success",
-        "genrl_core/reward.py",
+        "genrl_core/interfaces/reward_values.py",
         "except (GenRLError, KeyboardInterrupt):",
         "except (GenRLError, KeyboardInterrupt, SystemExit):",
         "tests/core/test_odd_rewards.py::test_what_is_no_list_of_numbers_is_refused",
@@ -1739,7 +1739,7 @@ MUTATIONS = (
     Mutation(
         "keys_are_rewards",
         "whatever can be iterated over is taken for numbers: the keys of a mapping, bytes, sets",
-        "genrl_core/reward.py",
+        "genrl_core/interfaces/reward_values.py",
         "    if raw or not (array or isinstance(given, Sequence)):\n",
         "    given = given if array else [*given]\n    if False:\n",
         "tests/core/test_odd_rewards.py::test_what_is_no_list_of_numbers_is_refused",
@@ -1747,7 +1747,7 @@ MUTATIONS = (
     Mutation(
         "prompts_without_their_ends",
         "white space at the ends of a prompt of JSON or CSV is left out",
-        "genrl_core/prompts.py",
+        "genrl_core/recipe/prompts.py",
         '"text": text, "negative"',
         '"text": text.strip(), "negative"',
         "tests/core/test_prompts.py::test_white_space_at_the_ends_of_a_value_is_part_of_it",

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from genrl_core import attend
+from genrl_models import attend
 
 
 class AmusedAttention:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from genrl_core import ModelFiles, RecipeError
+from genrl_core import RecipeError
+from genrl_models import ModelFiles
 
 EXAMPLE = "amused/amused-256"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"

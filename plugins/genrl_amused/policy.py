@@ -9,8 +9,9 @@ from torch import Tensor
 from genrl_amused.attention import AmusedAttention
 from genrl_amused.loading import load_parts
 from genrl_amused.recompute import recompute_layers
-from genrl_core import Media, Prompt, Reading, RecipeError, Tensors, attention_backend
+from genrl_core import Media, Prompt, Reading, RecipeError, Tensors
 from genrl_masked import MaskedPolicy
+from genrl_models import attention_backend
 
 if TYPE_CHECKING:
     from genrl_amused import AmusedConfig

@@ -7,15 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from genrl_autoregressive.policy import AutoregressivePolicy
-from genrl_core import (
-    GenRLError,
-    PolicyConfig,
-    Prompt,
-    Reading,
-    RecipeError,
-    Tensors,
-    forward_arguments,
-)
+from genrl_core import GenRLError, PolicyConfig, Prompt, Reading, RecipeError, Tensors
+from genrl_models import forward_arguments
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel

@@ -11,15 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from genrl_core import (
-    Capability,
-    GenRLError,
-    Matching,
-    Policy,
-    Scored,
-    Streams,
-    Tensors,
-)
+from genrl_core import Capability, GenRLError, Matching, Policy, Scored, Streams, Tensors
 from genrl_core.functional import guided
 from genrl_diffusion import DiffusionPolicyConfig
 

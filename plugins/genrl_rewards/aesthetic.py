@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from genrl_core import WEIGHT_FILES, ModelFiles, Tensors
+from genrl_core import Tensors
+from genrl_models import WEIGHT_FILES, ModelFiles
 from genrl_rewards.base import NetworkReward
 from genrl_rewards.clip import image_embedding, load_clip
 from genrl_rewards.loading import linear_chain

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from genrl_core import ModelFiles, RecipeError, Tensors
+from genrl_core import RecipeError, Tensors
+from genrl_models import ModelFiles
 from genrl_rewards.base import NetworkReward
 from genrl_rewards.images import Fit, cropped
 from genrl_rewards.loading import filled, load_tokenizer, told

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from genrl_core import ModelFiles, RecipeError
+from genrl_core import RecipeError
+from genrl_models import ModelFiles
 from genrl_rewards.coco import CLASSES
 from genrl_rewards.geneval_rules import CONFIDENCE, Detection
 

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from genrl_core import Media, ModelFiles, Prompt, Reward
+from genrl_core import Media, Prompt, Reward
+from genrl_models import ModelFiles
 from genrl_rewards.clip import ClipScore, image_embedding, load_clip
 from genrl_rewards.coco import COLOURS
 from genrl_rewards.detector import Detector, load_detector

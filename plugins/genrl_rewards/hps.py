@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genrl_core import ModelFiles, Tensors
+from genrl_core import Tensors
+from genrl_models import ModelFiles
 from genrl_rewards.clip import ClipScore
 from genrl_rewards.images import letterboxed
 from genrl_rewards.loading import count_layers, filled, load_tokenizer, require, told

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from genrl_core import ModelFiles, Tensors
+from genrl_core import Tensors
+from genrl_models import ModelFiles
 from genrl_rewards.base import NetworkReward
 from genrl_rewards.loading import count_layers, filled, linear_chain, load_tokenizer, require
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from genrl_core import ModelFiles, RecipeError, Tensors, fit_tensors
+from genrl_core import RecipeError, Tensors
+from genrl_models import ModelFiles, fit_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 

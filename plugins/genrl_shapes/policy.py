@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genrl_core import Media, Prompt, Tensors, fit_tensors
+from genrl_core import Media, Prompt, Tensors
 from genrl_masked import MaskedPolicy
+from genrl_models import fit_tensors
 from genrl_shapes import ShapesMaskedConfig, tokens
 from genrl_shapes.bases import shipped
 from genrl_shapes.grammar import ANYTHING, PREFIX, VOCABULARY, word_ids

@@ -19,7 +19,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from genrl_core import GenRLError, ModelFiles, RecipeError, Tensors, fit_tensors
+from genrl_core import GenRLError, RecipeError, Tensors
+from genrl_models import ModelFiles, fit_tensors
 from genrl_showo.magvit_layers import Decoder, Encoder, fill_randomly
 from genrl_showo.magvit_layout import SMALL, MagvitLayout
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from genrl_core import RecipeError, attend, forward_arguments
+from genrl_core import RecipeError
 from genrl_masked import at_positions
+from genrl_models import attend, forward_arguments
 from genrl_showo.layout import Vocabulary, image_attention, image_ids, prefix_attention
 
 if TYPE_CHECKING:

@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from genrl_core import (
-    WEIGHT_FILES,
-    ModelFiles,
-    RecipeError,
-    Tensors,
-    attention_backend,
-    fit_tensors,
-)
+from genrl_core import RecipeError, Tensors
+from genrl_models import WEIGHT_FILES, ModelFiles, attention_backend, fit_tensors
 from genrl_showo.layout import NUM_SPECIAL, Vocabulary
 from genrl_showo.network import ShowoNetwork
 

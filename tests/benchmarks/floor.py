@@ -32,7 +32,7 @@ from common import HERE, provenance
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genrl_core.trainer import Trainer
+    from genrl_core.loop.trainer import Trainer
 
 CASES = {
     "masked": ("digits/mask_grpo", 1.10),
@@ -145,8 +145,8 @@ def measure(recipe: str, repeat: int) -> Timed:
     """Iterations and their floors in pairs, in turns, after one of each that does not count."""
     import torch
 
-    from genrl_core.recipe import load_recipe
-    from genrl_core.trainer import Trainer
+    from genrl_core.loop.trainer import Trainer
+    from genrl_core.recipe.recipe import load_recipe
 
     torch.set_num_threads(1)
     trainer = Trainer(load_recipe(recipe, ["run.threads=1", "run.device=cpu"]))

@@ -71,8 +71,8 @@ def run_task(task: Task) -> tuple[Task, dict[str, Row]]:
     """Train and measure in this process: what was sampled how -> figures."""
     import torch
 
-    from genrl_core.recipe import load_recipe
-    from genrl_core.trainer import Trainer
+    from genrl_core.loop.trainer import Trainer
+    from genrl_core.recipe.recipe import load_recipe
 
     torch.set_num_threads(1)
     prompts = "validate" if task.choosing else "evaluate"

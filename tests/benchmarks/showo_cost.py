@@ -35,8 +35,8 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from genrl_core import Terms, Trajectory, load_recipe
-from genrl_core.recipe import Recipe
-from genrl_core.weights import Slots
+from genrl_core.loop.weights import Slots
+from genrl_core.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 FIGURES = Path(__file__).with_suffix(".json")
@@ -114,7 +114,7 @@ def _fused(
 @contextmanager
 def metered(group: int, needed: int) -> Iterator[Meter]:
     """Everything inside runs on shapes alone."""
-    swapped = mock.patch("genrl_core.attention.scaled_dot_product_attention", _fused)
+    swapped = mock.patch("genrl_models.attention.scaled_dot_product_attention", _fused)
     still = mock.patch.object(nn.Module, "to", lambda self, *_, **__: self)  # peft moves adapters
     with swapped, still, FakeTensorMode(), Meter(group, needed) as meter:
         yield meter

@@ -28,7 +28,7 @@ from showo_reference import Records, Released, normalised
 from torch import Tensor
 
 from genrl_core import Media, Plan, Tensors, Trajectory, load_recipe, take
-from genrl_core.trainer import Trainer
+from genrl_core.loop.trainer import Trainer
 from genrl_masked import ConfidenceConfig
 from genrl_masked.sampler import ConfidenceSampler
 from genrl_showo.layout import Vocabulary

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from genrl_core import toys
-from genrl_core.plugins import Registry
-from genrl_core.recipe import Recipe, load_recipe
+from genrl_core.recipe.recipe import Recipe, load_recipe
+from genrl_core.registry import Registry
+from genrl_core.testing import enumerable as toys
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor
 from transformers import PhiConfig, PhiForCausalLM
 
-from genrl_core import RecipeError, attend, attention, attention_backend, transformers_attention
+from genrl_core import RecipeError
+from genrl_models import attend, attention, attention_backend, transformers_attention
 
 CPU = torch.device("cpu")
 

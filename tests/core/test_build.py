@@ -8,17 +8,18 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from genrl_core.build import build_policy, cache_folder
-from genrl_core.checkpoint import save
-from genrl_core.directions import check_objective
 from genrl_core.errors import PluginError, RecipeError
-from genrl_core.policy import Policy
-from genrl_core.recipe import Recipe, load_recipe
-from genrl_core.records import Media, Prompt
-from genrl_core.reward import Reward
-from genrl_core.runtime import Runtime
-from genrl_core.toys import ToyCanvas, ToyCanvasSampler
-from genrl_core.trainer import Trainer
+from genrl_core.interfaces.media import Media, Prompt
+from genrl_core.interfaces.policy import Policy
+from genrl_core.interfaces.reward import Reward
+from genrl_core.loop.distributed import Runtime
+from genrl_core.loop.trainer import Trainer
+from genrl_core.recipe.recipe import Recipe, load_recipe
+from genrl_core.run.assembly import build_policy
+from genrl_core.run.bases import cache_folder
+from genrl_core.run.checkpoint import save
+from genrl_core.testing.directions import check_objective
+from genrl_core.testing.enumerable import ToyCanvas, ToyCanvasSampler
 
 
 def no_base(recipe: Recipe) -> NoReturn:

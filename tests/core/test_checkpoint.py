@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from genrl_core import checkpoint
-from genrl_core.checkpoint import latest, load, load_optimizer, optimizer_tensors, save
 from genrl_core.errors import CheckpointError
-from genrl_core.toys import ToyCanvas
-from genrl_core.trainer import Trainer
+from genrl_core.loop.trainer import Trainer
+from genrl_core.run import checkpoint
+from genrl_core.run.checkpoint import latest, load, save
+from genrl_core.run.moments import load_optimizer, optimizer_tensors
+from genrl_core.testing.enumerable import ToyCanvas
 
 ROOT = Path(checkpoint.__file__).parent.parent
 

@@ -12,12 +12,12 @@ from typing import Literal
 import pytest
 
 from genrl_core import __version__
-from genrl_core.cli import main
-from genrl_core.display import matrix, table
-from genrl_core.matrix import Cell
-from genrl_core.outline import outlines
-from genrl_core.plugins import Registry
-from genrl_core.recipe import load_recipe
+from genrl_core.cli.app import main
+from genrl_core.cli.display import matrix, table
+from genrl_core.cli.matrix import Cell
+from genrl_core.recipe.recipe import load_recipe
+from genrl_core.recipe.summaries import outlines
+from genrl_core.registry import Registry
 
 POCKET = Path(__file__).parent / "pocket_plugin.py"
 
@@ -436,7 +436,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 )  # fmt: skip
 def test_reading_verbs_cost_half_a_second_and_load_no_torch(arguments: list[str]) -> None:
     code = (
-        "import sys; from genrl_core.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from genrl_core.cli.app import main; code = main(sys.argv[1:]);"
         "sys.exit(99 if 'torch' in sys.modules else code)"
     )
     bare, seconds = [], []

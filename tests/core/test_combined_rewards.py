@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core.recipe import Recipe
-from genrl_core.records import Batch, Media, Prompt
-from genrl_core.reward import Reward
-from genrl_core.toys import ToyReward
-from genrl_core.trainer import Trainer
+from genrl_core.interfaces.batch import Batch
+from genrl_core.interfaces.media import Media, Prompt
+from genrl_core.interfaces.reward import Reward
+from genrl_core.loop.trainer import Trainer
+from genrl_core.recipe.recipe import Recipe
+from genrl_core.testing.enumerable import ToyReward
 
 Make = Callable[..., Recipe]
 ROWS: dict[str, list[float | None]] = {

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core import checkpoint
 from genrl_core.errors import GenRLError
-from genrl_core.recipe import Recipe
-from genrl_core.records import Media, Prompt
-from genrl_core.reward import Reward
-from genrl_core.runner import run
-from genrl_core.toys import ToyReward
-from genrl_core.trainer import Trainer
+from genrl_core.interfaces.media import Media, Prompt
+from genrl_core.interfaces.reward import Reward
+from genrl_core.loop.trainer import Trainer
+from genrl_core.recipe.recipe import Recipe
+from genrl_core.run import checkpoint
+from genrl_core.run.runner import run
+from genrl_core.testing.enumerable import ToyReward
 
 Make = Callable[..., Recipe]
 PLAIN = ["evaluate=null", "prompts.evaluate=null"]

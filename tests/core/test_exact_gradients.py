@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from genrl_core.functional import log_ratio
-from genrl_core.objective import Objective
-from genrl_core.policy import Policy
-from genrl_core.sampler import Sampler
+from genrl_core.interfaces.objective import Objective
+from genrl_core.interfaces.policy import Policy
+from genrl_core.interfaces.sampler import Sampler
+from genrl_core.loop.weights import Slots
 from genrl_core.testing import (
     AdvantageConfig,
     ToyGaussian,
@@ -17,8 +18,7 @@ from genrl_core.testing import (
     expected_update,
     toys,
 )
-from genrl_core.toys import DEVIATION, STEPS
-from genrl_core.weights import Slots
+from genrl_core.testing.enumerable import DEVIATION, STEPS
 from genrl_objectives import GrpoConfig, KlConfig, NftConfig, ReinforceConfig, SftConfig
 
 NAMES = ["sequence", "canvas", "gaussian"]

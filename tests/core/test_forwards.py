@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-import genrl_core
+import genrl_models
 from genrl_core import GenRLError
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "genrl_core").glob("**/*.py"), *(ROOT / "plugins").glob("**/*.py")])
 
 ALLOWED = {
-    "genrl_core/forwards.py": "the one place that asks what a forward takes",
-    "genrl_core/reward.py": "refuses a function that cannot be called as a reward; filters nothing",
+    "plugins/genrl_models/forwards.py": "the one place that asks what a forward takes",
+    "genrl_core/registry.py": "refuses functions that are no rewards; filters nothing",
 }
 READS_PARAMETERS = {
     "signature", "getfullargspec", "getargspec", "getcallargs", "co_varnames", "co_argcount",
@@ -54,7 +54,7 @@ def test_a_cache_has_the_name_that_the_forward_gives_it() -> None:
     def states(input_ids, cache_params=None, use_cache=None): ...
 
     for forward, name in ((today, "cache"), (before, "past_key_values"), (states, "cache_params")):
-        found = genrl_core.forward_arguments(forward, ("input_ids", "cache"), ("use_cache",))
+        found = genrl_models.forward_arguments(forward, ("input_ids", "cache"), ("use_cache",))
         assert found["input_ids"] == "input_ids" and found["cache"] == name
         assert ("use_cache" in found) == (forward is states)
 
@@ -63,5 +63,5 @@ def test_keywords_of_any_name_are_no_acceptance() -> None:
     def forward(input_ids, **kwargs): ...
 
     with pytest.raises(GenRLError, match="forward takes no argument cache or past_key_values"):
-        genrl_core.forward_arguments(forward, ("input_ids", "cache"))
-    assert genrl_core.forward_arguments(forward, (), ("cache",)) == {}
+        genrl_models.forward_arguments(forward, ("input_ids", "cache"))
+    assert genrl_models.forward_arguments(forward, (), ("cache",)) == {}

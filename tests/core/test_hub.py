@@ -12,7 +12,8 @@ import huggingface_hub.errors as errors
 import pytest
 import torch
 
-from genrl_core import ModelFiles, RecipeError, read_tensors
+from genrl_core import RecipeError
+from genrl_models import ModelFiles, read_tensors
 
 
 def files(source: Path | str, revision: str | None = None) -> ModelFiles:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core.policy import Policy
-from genrl_core.records import Trajectory
-from genrl_core.sampler import Sampler
+from genrl_core.interfaces.policy import Policy
+from genrl_core.interfaces.records import Trajectory
+from genrl_core.interfaces.sampler import Sampler
+from genrl_core.loop.weights import Slots
 from genrl_core.testing import ToyCanvas, ToySequence, every_trajectory, toys
-from genrl_core.weights import Slots
 
 
 def scored(

@@ -115,8 +115,9 @@ def test_the_import_test_can_fail(tmp_path: Path) -> None:
     path = tmp_path / "x.py"
     path.write_text(
         "import genrl_core.testing\nfrom genrl_core import Policy, functional\n"
-        "def f():\n    import genrl_core.trainer\n    from genrl_core.records import Batch\n"
-        "    from genrl_core import trainer\n    importlib.import_module('genrl_core.plan')\n"
+        "def f():\n    import genrl_core.loop.trainer\n"
+        "    from genrl_core.interfaces.records import Plan\n"
+        "    from genrl_core import loop\n    importlib.import_module('genrl_core.loop.plan')\n"
         "    genrl_core.recipe.load_recipe\n"
     )
     assert len(deep_imports(path)) == 5

@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core import preparation
-from genrl_core.collect import Rollout, draw
-from genrl_core.objective import Objective
-from genrl_core.plan import permutation, plan_of, training_plan
-from genrl_core.recipe import Recipe
-from genrl_core.records import Media, Prompt
-from genrl_core.reward import Reward
+from genrl_core.interfaces.media import Media, Prompt
+from genrl_core.interfaces.objective import Objective
+from genrl_core.interfaces.reward import Reward
+from genrl_core.loop import preparation
+from genrl_core.loop.generate import draw
+from genrl_core.loop.plan import permutation, plan_of, training_plan
+from genrl_core.loop.rollout import Rollout
+from genrl_core.loop.trainer import Trainer, train
+from genrl_core.loop.update import Learner
+from genrl_core.recipe.recipe import Recipe
 from genrl_core.testing import ToyCanvas, ToyCanvasSampler, ToyReward, learner_for, rollout_of
-from genrl_core.trainer import Trainer, train
-from genrl_core.update import Learner
 from genrl_objectives import GrpoConfig
 
 Make = Callable[..., Recipe]

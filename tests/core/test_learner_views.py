@@ -8,14 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core.collect import Rollout, draw
-from genrl_core.config import ObjectiveConfig
 from genrl_core.errors import GenRLError
-from genrl_core.objective import Objective, View
-from genrl_core.plan import plan_of
-from genrl_core.recipe import Recipe
-from genrl_core.records import Batch, Prompt, Scored, Streams, Tensors, Terms, fold
-from genrl_core.runtime import Runtime
+from genrl_core.interfaces.batch import Batch
+from genrl_core.interfaces.configs import ObjectiveConfig
+from genrl_core.interfaces.media import Prompt
+from genrl_core.interfaces.objective import Objective, View
+from genrl_core.interfaces.records import Scored, Tensors, Terms, fold
+from genrl_core.interfaces.streams import Streams
+from genrl_core.loop.distributed import Runtime
+from genrl_core.loop.generate import draw
+from genrl_core.loop.plan import plan_of
+from genrl_core.loop.rollout import Rollout
+from genrl_core.loop.trainer import Trainer
+from genrl_core.loop.update import Learner
+from genrl_core.loop.weights import Slots
+from genrl_core.recipe.recipe import Recipe
 from genrl_core.testing import (
     ToyCanvas,
     ToyCanvasSampler,
@@ -26,9 +33,6 @@ from genrl_core.testing import (
     rollout_of,
     toys,
 )
-from genrl_core.trainer import Trainer
-from genrl_core.update import Learner
-from genrl_core.weights import Slots
 from genrl_objectives import EntropyConfig, GrpoConfig, GrpoGuardConfig
 
 Make = Callable[..., Recipe]

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from genrl_core.errors import RecipeError, RewardError
-from genrl_core.media import Prompt
-from genrl_core.negotiate import find_problems, negotiate, resolve_views
-from genrl_core.plugins import Registry
-from genrl_core.recipe import Recipe, load_recipe
+from genrl_core.interfaces.media import Prompt
+from genrl_core.recipe.check import find_problems, negotiate, resolve_views
+from genrl_core.recipe.recipe import Recipe, load_recipe
+from genrl_core.registry import Registry
 
 POCKET = Path(__file__).parent / "pocket_plugin.py"
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from genrl_core.advantage import advantages, group_statistics, normalised_then_summed
-from genrl_core.config import AdvantageConfig, FilterConfig, StepsConfig
 from genrl_core.errors import RecipeError
-from genrl_core.filters import GroupFilter
 from genrl_core.functional import clipped_surrogate, is_clipped, kl_estimate, reduce
-from genrl_core.plan import plan_of
-from genrl_core.records import Prompt, Streams
-from genrl_core.steps import choose_calls
+from genrl_core.interfaces.media import Prompt
+from genrl_core.interfaces.streams import Streams
+from genrl_core.loop.advantage import advantages, group_statistics, normalised_then_summed
+from genrl_core.loop.filters import GroupFilter
+from genrl_core.loop.plan import plan_of
+from genrl_core.loop.settings import AdvantageConfig, FilterConfig, StepsConfig
+from genrl_core.loop.steps import choose_calls
 
 HOWS = ["token_mean", "sample_mean", "constant", "sum", "group_mean"]
 

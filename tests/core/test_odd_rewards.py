@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core import evaluate as evaluation
-from genrl_core.collect import judge
 from genrl_core.errors import RewardError
-from genrl_core.evaluate import evaluate
-from genrl_core.recipe import Recipe
-from genrl_core.records import Media, Prompt
-from genrl_core.reward import Reward
-from genrl_core.reward_view import reward_gradient
-from genrl_core.runtime import Runtime
-from genrl_core.trainer import train
+from genrl_core.interfaces.media import Media, Prompt
+from genrl_core.interfaces.reward import Reward
+from genrl_core.loop import evaluate as evaluation
+from genrl_core.loop.distributed import Runtime
+from genrl_core.loop.evaluate import evaluate
+from genrl_core.loop.generate import judge
+from genrl_core.loop.reward_view import reward_gradient
+from genrl_core.loop.trainer import train
+from genrl_core.recipe.recipe import Recipe
 
 
 class Odd(Reward):

@@ -11,7 +11,7 @@ import pytest
 
 from genrl_core import Capability, Media, Prompt, Reward, RewardConfig, hookimpl
 from genrl_core.errors import PluginError, RewardError
-from genrl_core.plugins import Registry, builtin_recipes
+from genrl_core.registry import Registry, builtin_recipes
 
 POCKET = Path(__file__).parent / "pocket_plugin.py"
 
@@ -157,7 +157,7 @@ def test_an_entry_module_that_imports_torch_is_isolated(tmp_path: Path) -> None:
     (fake / "__init__.py").write_text("")
     distribution(tmp_path, "acme_heavy", "import torch\n" + REWARD.format(name="gloss"))
     code = (
-        "from genrl_core.plugins import Registry\n"
+        "from genrl_core.registry import Registry\n"
         "(plugin,) = Registry.discover().broken\n"
         "assert plugin.name == 'acme' and 'imports torch' in plugin.reason, plugin\n"
     )

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from genrl_core import checkpoint
-from genrl_core.config import LoraConfig
 from genrl_core.errors import GenRLError, RecipeError
-from genrl_core.recipe import Recipe
-from genrl_core.sampler import Transition
-from genrl_core.toys import ToyCanvas, ToyCanvasSampler, _CanvasStep
-from genrl_core.trainer import Trainer
-from genrl_core.weights import Slots
+from genrl_core.interfaces.sampler import Transition
+from genrl_core.loop.settings import LoraConfig
+from genrl_core.loop.trainer import Trainer
+from genrl_core.loop.weights import Slots
+from genrl_core.recipe.recipe import Recipe
+from genrl_core.run import checkpoint
+from genrl_core.testing.enumerable import ToyCanvas, ToyCanvasSampler, _CanvasStep
 
 Make = Callable[..., Recipe]
 STATES = torch.arange(27)

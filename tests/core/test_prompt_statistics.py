@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from genrl_core import checkpoint
-from genrl_core.advantage import PromptStatistics, advantages
-from genrl_core.config import AdvantageConfig
 from genrl_core.errors import RecipeError
-from genrl_core.recipe import Recipe
-from genrl_core.trainer import Trainer
+from genrl_core.loop.advantage import PromptStatistics, advantages
+from genrl_core.loop.settings import AdvantageConfig
+from genrl_core.loop.trainer import Trainer
+from genrl_core.recipe.recipe import Recipe
+from genrl_core.run import checkpoint
 
 Make = Callable[..., Recipe]
 

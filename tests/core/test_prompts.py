@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from genrl_core.errors import RecipeError
-from genrl_core.prompts import load_prompts, read_prompts
+from genrl_core.recipe.prompts import load_prompts, read_prompts
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -95,7 +95,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
 def test_reading_prompts_imports_no_torch(tmp_path: Path) -> None:
     path = write(tmp_path, "a.txt", "a cat\n")
     code = (
-        "import sys; from genrl_core.prompts import read_prompts;"
+        "import sys; from genrl_core.recipe.prompts import read_prompts;"
         f"read_prompts({str(path)!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from genrl_core import Media, Prompt, RecipeError, Reward
-from genrl_core.prompts import LISTED, unread
-from genrl_core.recipe import Recipe
-from genrl_core.runner import run
-from genrl_core.toys import ToyCanvas, ToyReward
-from genrl_core.trainer import Trainer
+from genrl_core.loop.trainer import Trainer
+from genrl_core.recipe.prompts import LISTED, unread
+from genrl_core.recipe.recipe import Recipe
+from genrl_core.run.runner import run
+from genrl_core.testing.enumerable import ToyCanvas, ToyReward
 
 Make = Callable[..., Recipe]
 

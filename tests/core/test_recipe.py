@@ -10,9 +10,9 @@ import yaml
 
 from genrl_core import __version__
 from genrl_core.errors import RecipeError
-from genrl_core.plugins import Registry
-from genrl_core.reader import read_yaml, to_yaml
-from genrl_core.recipe import Recipe, load_recipe
+from genrl_core.recipe.reader import read_yaml, to_yaml
+from genrl_core.recipe.recipe import Recipe, load_recipe
+from genrl_core.registry import Registry
 
 POCKET = Path(__file__).parent / "pocket_plugin.py"
 

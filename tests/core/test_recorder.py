@@ -15,14 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from genrl_core import files, pictures, progress, recorder
-from genrl_core.environment import VARIABLES, command_line
 from genrl_core.errors import GenRLError, RecipeError
-from genrl_core.files import dumps, printable, read_lines, strict
-from genrl_core.pictures import sheet
-from genrl_core.progress import short, summary_lines
-from genrl_core.recorder import GLOSSARY, Column, Recorder
-from genrl_core.records import Media, Prompt
+from genrl_core.interfaces.media import Media, Prompt
+from genrl_core.run import console as progress
+from genrl_core.run import files, pictures
+from genrl_core.run import folder as recorder
+from genrl_core.run.console import short, summary_lines
+from genrl_core.run.environment import VARIABLES, command_line
+from genrl_core.run.files import dumps, printable, read_lines, strict
+from genrl_core.run.folder import Recorder
+from genrl_core.run.glossary import GLOSSARY
+from genrl_core.run.pictures import Column, sheet
 
 ROOT = Path(recorder.__file__).parent.parent
 PROMPTS = [Prompt(f"p{i}", f"a handwritten {i}") for i in range(3)]
@@ -202,7 +205,7 @@ def test_one_writer_at_a_time(tmp_path):
 HOLDER = """
     import sys, time
     from pathlib import Path
-    from genrl_core.runlock import RunLock
+    from genrl_core.run.lock import RunLock
     lock = RunLock(Path(sys.argv[1]))
     print("held", flush=True)
     time.sleep(60)

@@ -17,10 +17,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from genrl_core import checkpoint, runner
-from genrl_core.cli import main
-from genrl_core.config import SECTIONS
-from genrl_core.plugins import KINDS, Registry
+from genrl_core.cli.app import main
+from genrl_core.recipe.sections import SECTIONS
+from genrl_core.registry import KINDS, Registry
+from genrl_core.run import checkpoint, runner
 
 PLUGIN = """
 from pathlib import Path

@@ -7,22 +7,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core.collect import Rollout, draw
 from genrl_core.errors import GenRLError, RecipeError, RewardError
-from genrl_core.negotiate import find_problems, resolve_views
-from genrl_core.objective import Objective, Replay
-from genrl_core.plan import plan_of
-from genrl_core.policy import Policy
-from genrl_core.preparation import sides_of
-from genrl_core.recipe import Recipe
-from genrl_core.records import Batch, Plan, Prompt, Streams, Tensors, Trajectory
-from genrl_core.reward import Reward
-from genrl_core.reward_view import END, replayed, reward_gradient
-from genrl_core.sampler import Sampler
+from genrl_core.interfaces.batch import Batch
+from genrl_core.interfaces.media import Prompt
+from genrl_core.interfaces.objective import Objective, Replay
+from genrl_core.interfaces.policy import Policy
+from genrl_core.interfaces.records import Plan, Tensors, Trajectory
+from genrl_core.interfaces.reward import Reward
+from genrl_core.interfaces.sampler import Sampler
+from genrl_core.interfaces.streams import Streams
+from genrl_core.loop.generate import draw
+from genrl_core.loop.plan import plan_of
+from genrl_core.loop.preparation import sides_of
+from genrl_core.loop.reward_view import END, replayed, reward_gradient
+from genrl_core.loop.rollout import Rollout
+from genrl_core.loop.trainer import Trainer
+from genrl_core.loop.update import Learner
+from genrl_core.recipe.check import find_problems, resolve_views
+from genrl_core.recipe.recipe import Recipe
 from genrl_core.testing import ToyGaussian, ToyGaussianSampler, ToyReward, learner_for, rollout_of
-from genrl_core.toys import DEVIATION, STEPS
-from genrl_core.trainer import Trainer
-from genrl_core.update import Learner
+from genrl_core.testing.enumerable import DEVIATION, STEPS
 from genrl_objectives import GrpoConfig, KlConfig, RewardGradientConfig
 
 PROMPTS = tuple(Prompt(str(i), "toy") for i in range(3))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from genrl_core import MarkovSampler, Media, Policy, Prompt, Streams, Tensors, Transition
-from genrl_core.plan import plan_of
+from genrl_core.loop.plan import plan_of
 from genrl_core.testing import check_sampler
 
 PROMPTS = [Prompt("a", "a"), Prompt("b", "b")]

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from genrl_core import plan as plans
-from genrl_core import records
-from genrl_core.plan import plan_of
-from genrl_core.preparation import Side
-from genrl_core.recipe import Recipe
-from genrl_core.records import Plan, Prompt, Streams
-from genrl_core.trainer import Trainer
+from genrl_core.interfaces import records
+from genrl_core.interfaces.media import Prompt
+from genrl_core.interfaces.records import Plan
+from genrl_core.interfaces.streams import Streams
+from genrl_core.loop import plan as plans
+from genrl_core.loop.plan import plan_of
+from genrl_core.loop.preparation import Side
+from genrl_core.loop.trainer import Trainer
+from genrl_core.recipe.recipe import Recipe
 
 Make = Callable[..., Recipe]
 GOLDEN = [

@@ -14,14 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genrl_core import checkpoint
 from genrl_core.errors import CheckpointError, GenRLError, RecipeError, RewardError
-from genrl_core.recipe import Recipe
-from genrl_core.records import Media, Prompt, Streams, Tensors
-from genrl_core.reward import Reward
-from genrl_core.sampler import Transition
-from genrl_core.toys import ToyCanvas, ToyCanvasSampler, ToyReward, _CanvasStep
-from genrl_core.trainer import Trainer, train
+from genrl_core.interfaces.media import Media, Prompt
+from genrl_core.interfaces.records import Tensors
+from genrl_core.interfaces.reward import Reward
+from genrl_core.interfaces.sampler import Transition
+from genrl_core.interfaces.streams import Streams
+from genrl_core.loop.trainer import Trainer, train
+from genrl_core.recipe.recipe import Recipe
+from genrl_core.run import checkpoint
+from genrl_core.testing.enumerable import ToyCanvas, ToyCanvasSampler, ToyReward, _CanvasStep
 
 Make = Callable[..., Recipe]
 TOYS = ["toy_sequence", "toy_canvas", "toy_gaussian"]
@@ -370,11 +372,11 @@ def test_memory_is_flat_in_the_trained_steps(toy_recipe: Make, level: str) -> No
 WORKER = """
 import json, sys, torch
 from pathlib import Path
-from genrl_core import toys
-from genrl_core.plugins import Registry
-from genrl_core.recipe import load_recipe
-from genrl_core.runtime import Runtime
-from genrl_core.trainer import Trainer
+from genrl_core.testing import enumerable as toys
+from genrl_core.registry import Registry
+from genrl_core.recipe.recipe import load_recipe
+from genrl_core.loop.distributed import Runtime
+from genrl_core.loop.trainer import Trainer
 runtime = Runtime("cpu")
 for path in sys.argv[1:]:
     recipe = load_recipe(Path(path), [], Registry.discover(modules=[toys]))

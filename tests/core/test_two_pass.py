@@ -8,18 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core.advantage import advantages
-from genrl_core.collect import Rollout, draw
-from genrl_core.config import AdvantageConfig
 from genrl_core.errors import GenRLError
-from genrl_core.gradient import _write, accumulate
-from genrl_core.objective import Objective, View
-from genrl_core.plan import plan_of
-from genrl_core.records import Batch, Prompt
-from genrl_core.runtime import Runtime
+from genrl_core.interfaces.batch import Batch
+from genrl_core.interfaces.media import Prompt
+from genrl_core.interfaces.objective import Objective, View
+from genrl_core.loop.advantage import advantages
+from genrl_core.loop.distributed import Runtime
+from genrl_core.loop.generate import draw
+from genrl_core.loop.gradient import _write, accumulate
+from genrl_core.loop.plan import plan_of
+from genrl_core.loop.rollout import Rollout
+from genrl_core.loop.settings import AdvantageConfig
+from genrl_core.loop.update import Learner
+from genrl_core.loop.weights import Slots
 from genrl_core.testing import ToyReward, learner_for, rollout_of, toys
-from genrl_core.update import Learner
-from genrl_core.weights import Slots
 from genrl_objectives import GrpoConfig, KlConfig, ReinforceConfig
 
 ADVANTAGE = AdvantageConfig(scale="batch_std")

@@ -10,15 +10,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from genrl_core import checkpoint
-from genrl_core.config import FollowConfig, LoraConfig
 from genrl_core.errors import RecipeError
-from genrl_core.objective import Objective
-from genrl_core.recipe import Recipe
-from genrl_core.records import Batch
-from genrl_core.toys import ToyCanvas
-from genrl_core.trainer import Trainer
-from genrl_core.weights import Slots
+from genrl_core.interfaces.batch import Batch
+from genrl_core.interfaces.objective import Objective
+from genrl_core.loop.settings import FollowConfig, LoraConfig
+from genrl_core.loop.trainer import Trainer
+from genrl_core.loop.weights import Slots
+from genrl_core.recipe.recipe import Recipe
+from genrl_core.run import checkpoint
+from genrl_core.testing.enumerable import ToyCanvas
 
 Make = Callable[..., Recipe]
 

@@ -9,7 +9,8 @@ import itertools
 import pytest
 import torch
 
-from genrl_core import RecipeError, attend, attention_backend
+from genrl_core import RecipeError
+from genrl_models import attend, attention_backend
 
 pytestmark = [
     pytest.mark.gpu,

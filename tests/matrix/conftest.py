@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from genrl_core import ObjectiveConfig, testing, toys
-from genrl_core.directions import mean_update
-from genrl_core.matrix import Cell, cells, recipe_tree
-from genrl_core.plugins import Registry
+from genrl_core import ObjectiveConfig
+from genrl_core.cli.matrix import Cell, cells, recipe_tree
+from genrl_core.registry import Registry
+from genrl_core.testing import conformance as testing
+from genrl_core.testing import enumerable as toys
+from genrl_core.testing.directions import mean_update
 
 REGISTRY = Registry.discover(modules=[toys])
 CELLS = cells(REGISTRY)

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from genrl_core import Batch, Objective, ObjectiveConfig, Policy, Tensors
-from genrl_core.directions import LEAST, bound_is_likelihood, mean_update, reward_gradient
-from genrl_core.matrix import Cell, requested_fields
+from genrl_core.cli.matrix import Cell, requested_fields
 from genrl_core.testing import ToyCanvas, ToyGaussian, ToySequence, check_objective, toys
+from genrl_core.testing.directions import LEAST, bound_is_likelihood, mean_update, reward_gradient
 
 from .conftest import REGISTRY, TOYS, TRAINS, name, objective_of, timed
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from genrl_core import Media, Prompt, Reward
-from genrl_core.matrix import Cell
-from genrl_core.recipe import load_recipe
-from genrl_core.trainer import Trainer
+from genrl_core.cli.matrix import Cell
+from genrl_core.loop.trainer import Trainer
+from genrl_core.recipe.recipe import load_recipe
 
 from .conftest import LOADED_ONLY, REGISTRY, TRAINS, name, timed, tree_of
 

@@ -13,9 +13,10 @@ import pytest
 import typer
 import yaml
 
-from genrl_core import cli, toys
-from genrl_core.matrix import Cell, cells
-from genrl_core.plugins import Registry
+from genrl_core.cli import app as cli
+from genrl_core.cli.matrix import Cell, cells
+from genrl_core.registry import Registry
+from genrl_core.testing import enumerable as toys
 
 REGISTRY = Registry.discover(modules=[toys])
 REFUSED = [cell for cell in cells(REGISTRY) if cell.verdict == "refused"]

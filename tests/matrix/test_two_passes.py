@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core.collect import Rollout, draw
-from genrl_core.config import AdvantageConfig
-from genrl_core.matrix import Cell, requested_fields
-from genrl_core.negotiate import resolve_views
-from genrl_core.plan import plan_of
-from genrl_core.recipe import load_recipe
-from genrl_core.records import Prompt
+from genrl_core.cli.matrix import Cell, requested_fields
+from genrl_core.interfaces.media import Prompt
+from genrl_core.loop.generate import draw
+from genrl_core.loop.plan import plan_of
+from genrl_core.loop.rollout import Rollout
+from genrl_core.loop.settings import AdvantageConfig
+from genrl_core.loop.update import Learner
+from genrl_core.loop.weights import Slots
+from genrl_core.recipe.check import resolve_views
+from genrl_core.recipe.recipe import load_recipe
 from genrl_core.testing import ToyReward, learner_for, rollout_of
-from genrl_core.update import Learner
-from genrl_core.weights import Slots
 
 from .conftest import REGISTRY, TOYS, name, timed, tree_of
 

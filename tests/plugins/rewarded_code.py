@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from genrl_core import Media, Reward, load_recipe
-from genrl_core.trainer import Trainer
+from genrl_core.loop.trainer import Trainer
 
 TARGET = 5
 

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import ValidationError
 
-from genrl_core import Capability, Prompt, Registry, SamplerConfig
+from genrl_core import Capability, Prompt, SamplerConfig
+from genrl_core.registry import Registry
 from genrl_core.testing import check_sampler
 
 REGISTRY = Registry.discover()

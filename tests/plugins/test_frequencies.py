@@ -9,9 +9,10 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from genrl_core import Capability, Prompt, Registry
-from genrl_core.collect import draw
-from genrl_core.plan import plan_of
+from genrl_core import Capability, Prompt
+from genrl_core.loop.generate import draw
+from genrl_core.loop.plan import plan_of
+from genrl_core.registry import Registry
 
 REGISTRY = Registry.discover()
 PROMPTS = (Prompt("3", "a handwritten three"), Prompt("1", "a drawn one"))

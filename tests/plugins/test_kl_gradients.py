@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core import Policy, Prompt, Registry, Sampler
-from genrl_core.collect import draw
-from genrl_core.plan import plan_of
+from genrl_core import Policy, Prompt, Sampler
+from genrl_core.loop.generate import draw
+from genrl_core.loop.plan import plan_of
+from genrl_core.loop.weights import Slots
+from genrl_core.registry import Registry
 from genrl_core.testing import learner_for, rollout_of
-from genrl_core.weights import Slots
 from genrl_objectives import KlConfig, ReinforceConfig
 
 REGISTRY = Registry.discover()

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from genrl_core import Registry, hookspecs, load_recipe
-from genrl_core.capability import Capability
-from genrl_core.glossary import GLOSSARY
-from genrl_core.trainer import Trainer
+from genrl_core import hookspecs, load_recipe
+from genrl_core.interfaces.capability import Capability
+from genrl_core.loop.trainer import Trainer
+from genrl_core.registry import Registry
+from genrl_core.run.glossary import GLOSSARY
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "plugins" / "README.md"

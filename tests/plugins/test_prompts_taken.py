@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from genrl_core import load_recipe
-from genrl_core.negotiate import find_problems
-from genrl_core.prompts import read_prompts
+from genrl_core.recipe.check import find_problems
+from genrl_core.recipe.prompts import read_prompts
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_it_is_short() -> None:
 def test_each_file_is_a_plugin_of_its_own(name: str) -> None:
     """It could have an entry point to itself: its hook is inside, and it loads no torch."""
     code = (
-        "import sys; from genrl_core import Registry; registry = Registry();"
+        "import sys; from genrl_core.registry import Registry; registry = Registry();"
         f"registry.add_module('genrl_stripes.{name}');"
         f"assert any(p.startswith('{name} ') for p in registry.plugins[0].registered);"
         "sys.exit('torch' in sys.modules)"

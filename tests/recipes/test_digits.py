@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genrl_core.plugins import Registry
-from genrl_core.recipe import load_recipe
-from genrl_core.trainer import Trainer
+from genrl_core.loop.trainer import Trainer
+from genrl_core.recipe.recipe import load_recipe
+from genrl_core.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes" / "digits").glob("mask_grpo*.yaml"))

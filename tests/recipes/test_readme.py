@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from genrl_core.recipe import load_recipe
+from genrl_core.recipe.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

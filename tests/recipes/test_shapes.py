@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from genrl_core.recipe import load_recipe
-from genrl_core.trainer import Trainer
+from genrl_core.loop.trainer import Trainer
+from genrl_core.recipe.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))

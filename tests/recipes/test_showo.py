@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from genrl_core import evaluate as evaluation
-from genrl_core import runner
-from genrl_core.advantage import advantages
-from genrl_core.recipe import Recipe, load_recipe
-from genrl_core.trainer import Trainer
+from genrl_core.loop import evaluate as evaluation
+from genrl_core.loop.advantage import advantages
+from genrl_core.loop.trainer import Trainer
+from genrl_core.recipe.recipe import Recipe, load_recipe
+from genrl_core.run import runner
 
 # The builders of those tests, and two of their fixtures.
 from ..plugins.amused.conftest import VOCABULARY  # noqa: TID252

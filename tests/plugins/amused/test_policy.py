@@ -13,9 +13,9 @@ from diffusers.schedulers import scheduling_amused
 
 from genrl_amused import AmusedConfig
 from genrl_core import Media, Plan, Prompt, RecipeError, Reward, load_recipe, take, train
-from genrl_core.config import LoraConfig
+from genrl_core.loop.settings import LoraConfig
+from genrl_core.loop.weights import Slots
 from genrl_core.testing import check_sampler
-from genrl_core.weights import Slots
 from genrl_masked import ConfidenceConfig, guided_logits, released_counts, transitions
 
 from .conftest import CODES, MASK, SIDE

@@ -16,8 +16,8 @@ from genrl_arithmetic import (
 )
 from genrl_autoregressive import TokenConfig
 from genrl_core import GenRLError, Media, Plan, Prompt, RecipeError, RewardError, load_recipe
+from genrl_core.loop.trainer import Trainer
 from genrl_core.testing import check_sampler
-from genrl_core.trainer import Trainer
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = [Prompt("a", "1+2="), Prompt("b", "12+19="), Prompt("c", "7+10=")]

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from genrl_arithmetic import ArithmeticMaskedConfig, task
 from genrl_core import Capability, GenRLError, Media, Plan, Prompt, RecipeError, load_recipe
+from genrl_core.loop.trainer import Trainer
 from genrl_core.testing import check_sampler
-from genrl_core.trainer import Trainer
 from genrl_masked import ConfidenceConfig
 
 PROMPTS = [Prompt("a", "1+2="), Prompt("b", "12+19="), Prompt("c", "7+10=")]

@@ -22,8 +22,8 @@ from genrl_core import (
     take,
     train,
 )
+from genrl_core.loop.trainer import Trainer
 from genrl_core.testing import check_sampler
-from genrl_core.trainer import Trainer
 
 from .conftest import NETWORKS, save_tokenizer
 

@@ -14,7 +14,7 @@ from genrl_autoregressive import (
     register_samplers,
 )
 from genrl_core import Capability, RecipeError, load_recipe
-from genrl_core.negotiate import negotiate
+from genrl_core.recipe.check import negotiate
 
 STEPS = {Capability.STEP_LOGP, Capability.STEP_KL, Capability.ENTROPY}
 

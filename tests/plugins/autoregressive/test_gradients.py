@@ -8,7 +8,7 @@ import torch
 
 from genrl_autoregressive import TokenConfig
 from genrl_core import Prompt, Terms, Trajectory
-from genrl_core.config import AdvantageConfig
+from genrl_core.loop.settings import AdvantageConfig
 from genrl_core.testing import ToyReward, expected_update
 from genrl_objectives import ReinforceConfig
 

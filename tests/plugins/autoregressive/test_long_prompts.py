@@ -10,7 +10,7 @@ import pytest
 
 from genrl_autoregressive import CausalLmConfig, TokenConfig
 from genrl_core import Prompt
-from genrl_core.cli import main
+from genrl_core.cli.app import main
 
 RECIPE = """\
 policy: {{use: causal_lm, weights: {model}}}

@@ -11,8 +11,8 @@ from transformers.utils import ModelOutput
 
 from genrl_autoregressive import CausalLmConfig, TokenConfig
 from genrl_core import GenRLError
-from genrl_core.collect import draw
-from genrl_core.plan import plan_of
+from genrl_core.loop.generate import draw
+from genrl_core.loop.plan import plan_of
 
 from .conftest import NETWORKS, PROMPTS, SYMBOLS, IdsPolicy
 

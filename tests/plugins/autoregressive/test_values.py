@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from genrl_autoregressive import CausalLmConfig, TokenConfig
 from genrl_core import GenRLError, Prompt, take
-from genrl_core.collect import draw
-from genrl_core.plan import plan_of
+from genrl_core.loop.generate import draw
+from genrl_core.loop.plan import plan_of
 
 from .conftest import NETWORKS, PROMPTS, SYMBOLS, IdsPolicy
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from genrl_core import Objective
-from genrl_core.config import AdvantageConfig
+from genrl_core.loop.settings import AdvantageConfig
+from genrl_core.loop.weights import Slots
 from genrl_core.testing import learner_for, rollout_of
-from genrl_core.weights import Slots
 from genrl_diffusion import FlowSdeConfig
 from genrl_objectives import OBJECTIVES
 

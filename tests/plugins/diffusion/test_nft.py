@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from genrl_core import Registry, load_recipe
-from genrl_core.negotiate import find_problems
-from genrl_core.records import Terms, Trajectory
+from genrl_core import load_recipe
+from genrl_core.interfaces.records import Terms, Trajectory
+from genrl_core.loop.weights import Slots
+from genrl_core.recipe.check import find_problems
+from genrl_core.registry import Registry
 from genrl_core.testing import AdvantageConfig, learner_for, rollout_of
-from genrl_core.weights import Slots
 from genrl_objectives import NftConfig
 
 DRAWS, BETA, LIMIT = 3, 0.5, 5.0

@@ -332,7 +332,7 @@ def reward_of(x):
 @pytest.mark.parametrize("name", NOISY)
 def test_expected_gradient_is_exact_by_quadrature(make_policy, make_plan, name, prediction):
     """One-dimensional policy: ``E[r sum_k d log p_k]`` is the derivative of ``E[r]``, to 1e-10."""
-    from genrl_core.config import AdvantageConfig
+    from genrl_core.loop.settings import AdvantageConfig
 
     policy = make_policy(prediction, shape=(1,))
     sampler = Given(NOISY[name](num_inference_steps=3, guidance_scale=1.5))

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from genrl_autoregressive import TokenConfig, teacher_forced
 from genrl_core import Capability, Plan, Prompt, load_recipe
+from genrl_core.loop.trainer import Trainer
 from genrl_core.testing import check_sampler
-from genrl_core.trainer import Trainer
 from genrl_digits import DigitsAutoregressiveConfig, DigitsDataAutoregressiveConfig, data
 from genrl_digits.words import PREFIX
 

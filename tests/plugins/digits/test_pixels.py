@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from genrl_core import Capability, Plan, Prompt, RecipeError, load_recipe
-from genrl_core.config import LoraConfig
-from genrl_core.negotiate import negotiate
+from genrl_core.loop.settings import LoraConfig
+from genrl_core.loop.weights import Slots
+from genrl_core.recipe.check import negotiate
 from genrl_core.testing import check_sampler
-from genrl_core.weights import Slots
 from genrl_diffusion import DdimConfig, FlowSdeConfig, WindowConfig
 from genrl_digits import (
     DigitsDataDiffusionConfig,

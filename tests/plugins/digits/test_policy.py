@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from scipy.stats import chisquare
 
 from genrl_core import Capability, Plan, Prompt, RecipeError, load_recipe
-from genrl_core.trainer import Trainer
+from genrl_core.loop.trainer import Trainer
 from genrl_digits import DigitsDataConfig, DigitsMaskedConfig, data
 from genrl_digits.words import NUMBER_WORDS, PREFIX, VOCABULARY, word_ids
 

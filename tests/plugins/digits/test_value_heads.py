@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core import Prompt, RecipeError, Registry, Trajectory, load_recipe, negotiate
-from genrl_core.build import _load
-from genrl_core.collect import draw
-from genrl_core.config import LoraConfig
-from genrl_core.plan import plan_of
-from genrl_core.trainer import Trainer
-from genrl_core.weights import Slots
+from genrl_core import Prompt, RecipeError, Trajectory, load_recipe
+from genrl_core.loop.generate import draw
+from genrl_core.loop.plan import plan_of
+from genrl_core.loop.settings import LoraConfig
+from genrl_core.loop.trainer import Trainer
+from genrl_core.loop.weights import Slots
+from genrl_core.recipe import check as negotiate
+from genrl_core.registry import Registry
+from genrl_core.run.assembly import _load
 
 REGISTRY = Registry.discover()
 PROMPTS = (Prompt("a", "a handwritten three"), Prompt("b", "eight"))

@@ -11,12 +11,12 @@ import torch
 from pydantic import ValidationError
 
 from genrl_core import Plan, Prompt, RecipeError, Streams
-from genrl_core.collect import draw
-from genrl_core.negotiate import find_problems
-from genrl_core.plugins import Registry
-from genrl_core.recipe import load_recipe
+from genrl_core.loop.generate import draw
+from genrl_core.loop.weights import Slots
+from genrl_core.recipe.check import find_problems
+from genrl_core.recipe.recipe import load_recipe
+from genrl_core.registry import Registry
 from genrl_core.testing import AdvantageConfig, learner_for, rollout_of
-from genrl_core.weights import Slots
 from genrl_masked import BoundConfig, ConfidenceConfig, MaskedPolicyConfig
 from genrl_objectives import OBJECTIVES, KlConfig
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from genrl_core import Batch, Objective, ObjectiveConfig, Policy, Sampler, Trajectory
-from genrl_core.config import AdvantageConfig
+from genrl_core.loop.settings import AdvantageConfig
+from genrl_core.loop.weights import Slots
 from genrl_core.testing import ToyReward, every_trajectory, expected_update, toys
-from genrl_core.weights import Slots
 
 Make = Callable[..., ObjectiveConfig]
 NAMES = ["sequence", "canvas", "gaussian"]

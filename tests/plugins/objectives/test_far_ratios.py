@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import genrl_core
-from genrl_core import Batch, Objective, ObjectiveConfig, Registry, load_recipe
+from genrl_core import Batch, Objective, ObjectiveConfig, load_recipe
+from genrl_core.registry import Registry
 from genrl_objectives import OBJECTIVES
 
 Make = Callable[..., ObjectiveConfig]

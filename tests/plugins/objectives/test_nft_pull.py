@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrl_core import Batch, ObjectiveConfig, Plan, Policy, Prompt, Registry, Tensors
-from genrl_core.records import Terms, Trajectory, take
-from genrl_core.views import MatchingView
-from genrl_core.weights import Slots
+from genrl_core import Batch, ObjectiveConfig, Plan, Policy, Prompt, Tensors
+from genrl_core.interfaces.records import Terms, Trajectory, take
+from genrl_core.loop.views import MatchingView
+from genrl_core.loop.weights import Slots
+from genrl_core.registry import Registry
 
 Make = Callable[..., ObjectiveConfig]
 COUNT = 6

@@ -9,8 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from genrl_core import Batch, ObjectiveConfig, RecipeError, Registry, load_recipe
-from genrl_core.config import AdvantageConfig, FilterConfig
+from genrl_core import Batch, ObjectiveConfig, RecipeError, load_recipe
 from genrl_core.functional import (
     clipped_surrogate,
     generalized_advantage,
@@ -19,6 +18,8 @@ from genrl_core.functional import (
     sapo_surrogate,
     whiten,
 )
+from genrl_core.loop.settings import AdvantageConfig, FilterConfig
+from genrl_core.registry import Registry
 from genrl_objectives import OBJECTIVES
 
 Make = Callable[..., ObjectiveConfig]

@@ -16,17 +16,17 @@ from genrl_core import (
     Policy,
     Prompt,
     RecipeError,
-    Registry,
     Replay,
     Reward,
     RewardError,
     load_recipe,
     take,
 )
-from genrl_core.negotiate import negotiate
-from genrl_core.plan import plan_of
-from genrl_core.reward_view import RewardView, replayed
-from genrl_core.trainer import Trainer
+from genrl_core.loop.plan import plan_of
+from genrl_core.loop.reward_view import RewardView, replayed
+from genrl_core.loop.trainer import Trainer
+from genrl_core.recipe.check import negotiate
+from genrl_core.registry import Registry
 from genrl_diffusion import CpsConfig, DiffusersSolverConfig, FlowOdeConfig, FlowSdeConfig
 from genrl_digits import DigitClassifierConfig, DigitsDiffusionConfig, data, rewards
 from genrl_digits.words import NUMBER_WORDS

@@ -24,7 +24,7 @@ from genrl_core import (
     Trajectory,
     load_recipe,
 )
-from genrl_core.trainer import Trainer
+from genrl_core.loop.trainer import Trainer
 
 TEXTS = ("1+2=", "3")
 TEMPERATURE, SIZE, LENGTH = 0.7, 4, 6

@@ -4,8 +4,9 @@ import pytest
 import torch
 from genrl_centred import CenteredDistillationConfig, DdpmLargeConfig
 
-from genrl_core import Batch, Prompt, Registry
-from genrl_core.matrix import cells
+from genrl_core import Batch, Prompt
+from genrl_core.cli.matrix import cells
+from genrl_core.registry import Registry
 from genrl_core.testing import check_objective, check_sampler, toys
 from genrl_diffusion import FlowSdeConfig
 from genrl_digits import DigitsDiffusionConfig

@@ -24,9 +24,10 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerForUniversalSegmentationOutput,
 )
 
-from genrl_core import Media, ModelFiles, Prompt, RecipeError, RewardError
-from genrl_core.cli import main
-from genrl_core.prompts import load_prompts
+from genrl_core import Media, Prompt, RecipeError, RewardError
+from genrl_core.cli.app import main
+from genrl_core.recipe.prompts import load_prompts
+from genrl_models import ModelFiles
 from genrl_rewards import GenEvalConfig, geneval_prompts
 from genrl_rewards.clip import ClipScore, load_clip
 from genrl_rewards.coco import CLASSES, COLOURS, RELATIONS, TAGS

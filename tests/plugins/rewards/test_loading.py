@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from genrl_core import RecipeError, load_recipe
-from genrl_core.negotiate import negotiate
+from genrl_core.recipe.check import negotiate
 from genrl_rewards import (
     AestheticConfig,
     ClipScoreConfig,
@@ -254,7 +254,7 @@ def test_a_recipe_is_checked_without_weights(tmp_path: Path, offline: Path, labe
 def test_a_run_judges_with_the_network_on_its_device(
     tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from genrl_core.trainer import Trainer
+    from genrl_core.loop.trainer import Trainer
     from genrl_rewards.base import NetworkReward
 
     moved: list[torch.device] = []

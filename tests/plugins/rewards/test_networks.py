@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from genrl_core import Media, Prompt, Registry, Reward
+from genrl_core import Media, Prompt, Reward
+from genrl_core.registry import Registry
 from genrl_rewards import AestheticConfig, ClipScoreConfig, HpsConfig, NetworkRewardConfig
 from genrl_rewards.image_reward import settings_of
 
@@ -359,7 +360,7 @@ def test_every_reward_is_one_and_its_config_loads_no_torch() -> None:
     import subprocess
 
     code = (
-        "import sys; from genrl_core import Registry; r = Registry.discover().rewards; "
+        "import sys; from genrl_core.registry import Registry; r = Registry.discover().rewards; "
         f"assert set({KINDS!r}) < set(r), list(r); [r[k]() for k in {KINDS!r}]; "
         "assert not {'torch', 'transformers', 'PIL', 'huggingface_hub'} & set(sys.modules)"
     )

@@ -26,7 +26,7 @@ import yaml
 from PIL import Image
 
 from genrl_core import Media, Prompt, RecipeError, RewardError
-from genrl_core.cli import main
+from genrl_core.cli.app import main
 from genrl_rewards import VlmJudgeConfig, chat
 from genrl_rewards.judge import score, yes_probability
 

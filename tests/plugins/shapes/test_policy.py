@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest, chisquare
 
 from genrl_core import Capability, Media, Plan, Prompt, RecipeError, Reward, load_recipe
+from genrl_core.loop.trainer import Trainer
 from genrl_core.testing import check_sampler
-from genrl_core.trainer import Trainer
 from genrl_masked import ConfidenceConfig
 from genrl_shapes import (
     SHIPPED,

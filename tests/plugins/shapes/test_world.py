@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import chisquare
 
 from genrl_core import GenRLError, Prompt, RewardError
-from genrl_core.prompts import load_prompts
+from genrl_core.recipe.prompts import load_prompts
 from genrl_shapes import grammar, prompts, tokens, world
 from genrl_shapes.grammar import CATEGORIES, HELD_COLOURS, HELD_COUNTS, HELD_PAIRS
 from genrl_shapes.world import COLOURS, RELATIONS, SHAPES, Request, Thing, Wish

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from genrl_core import Capability, GenRLError, Plan, Prompt, RecipeError, load_recipe, take
+from genrl_core.loop.trainer import Trainer
 from genrl_core.testing import check_sampler
-from genrl_core.trainer import Trainer
 from genrl_masked import ConfidenceConfig, RandomReleaseConfig, guided_logits
 from genrl_showo import ShowoConfig
 
@@ -251,7 +251,7 @@ def recipe_for(published, folder, weights="{}", policy="", objective="{grpo: {ep
             num_updates: 2, rows_per_forward: 5}}
         run: {{threads: 1, device: cpu}}
     """
-    from genrl_core import Registry
+    from genrl_core.registry import Registry
 
     (folder / "recipe.yaml").write_text(textwrap.dedent(text))
     registry = Registry.discover([folder / "genrl_bright.py"])
@@ -310,8 +310,8 @@ def test_a_prompt_that_showo_reads_in_part_is_named(published, tmp_path):
 
 
 def test_lora_where_the_recipe_is_silent_adapts_every_layer(build):
-    from genrl_core.config import LoraConfig
-    from genrl_core.weights import Slots
+    from genrl_core.loop.settings import LoraConfig
+    from genrl_core.loop.weights import Slots
 
     slots = Slots(build(), LoraConfig(rank=2))
     kinds = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in slots.trainable}
@@ -321,8 +321,8 @@ def test_lora_where_the_recipe_is_silent_adapts_every_layer(build):
 
 def test_an_adapter_on_the_head_is_refused(build):
     """The head's rows are read from its weight, where an adapter would be passed by."""
-    from genrl_core.config import LoraConfig
-    from genrl_core.weights import Slots
+    from genrl_core.loop.settings import LoraConfig
+    from genrl_core.loop.weights import Slots
 
     policy = build()
     Slots(policy, LoraConfig(rank=2, target_modules=["lm_head"]))

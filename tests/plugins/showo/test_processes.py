@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from genrl_core import Registry, load_recipe
-from genrl_core.trainer import Trainer
+from genrl_core import load_recipe
+from genrl_core.loop.trainer import Trainer
+from genrl_core.registry import Registry
 
 from .test_policy import recipe_for
 
@@ -18,7 +19,7 @@ ITERATIONS = 2
 WORKER = """
 import json, sys, torch
 from pathlib import Path
-from genrl_core.runtime import Runtime
+from genrl_core.loop.distributed import Runtime
 from tests.plugins.showo.test_processes import loaded, trained
 folder, runtime = Path(sys.argv[1]), Runtime("cpu")
 weights, metrics = trained(loaded(folder), runtime=runtime)

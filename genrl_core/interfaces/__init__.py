@@ -1,0 +1,1 @@
+"""What a plugin's author fills in or is given: policies, samplers, rewards, objectives, records."""

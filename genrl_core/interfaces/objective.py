@@ -1,0 +1,68 @@
+"""The interface of an objective: what to change, given how likely and how good samples were.
+
+Importing it loads no torch, so that an entry module may hold objectives.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from genrl_core.interfaces.batch import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+View = Literal["steps", "bound", "matching", "reward"]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """For the view ``reward``: how the sampler is run again, and which of its steps have a graph.
+
+    Attributes:
+        steps: K, how many steps before the end carry the gradient (DRaFT-K, arXiv 2309.17400); all
+            where there are fewer.
+        random_steps: whether K is drawn for every sample and update, uniform on ``1 .. steps``
+            (AlignProp, arXiv 2310.03739).
+        stop: ``(first, end)``: every sample ends at a step drawn from ``first .. end - 1``, counted
+            from 0, with what the network there takes the finished sample for (ReFL, arXiv
+            2304.05977). None: at the sampler's end.
+    """
+
+    steps: int = 1
+    random_steps: bool = False
+    stop: tuple[int, int] | None = None
+
+
+class Objective(ABC):
+    """A loss on matrices of terms. It never sees a token, a latent or a network.
+
+    Attributes:
+        view: which numbers of the rollout it wants; an instance may set it, and None takes the view
+            of the other objectives of the recipe.
+        needs: optional fields of ``Batch`` that it reads. In the views ``steps`` and ``bound``
+            ``reference`` and ``old``, in ``steps`` also ``kl_reference``, ``kl_old`` (KL of the
+            drawing weights from the current ones), ``entropy`` and ``value``; in the view
+            ``matching`` ``error_weights``.
+        separable: whether the loss is a sum over terms, so that the parts of a chunked batch add
+            up to it, which saves a forward where no recorded numbers hold. False is right for any
+            loss; True where terms or samples are coupled stops the run.
+        draw_with: the weight slot whose samples it learns from.
+        mixtures: for the view ``matching``: each entry maps slots to coefficients; the batch then
+            holds the error of that combination of the slots' predictions in ``errors``.
+        replay: for the view ``reward``: how the samples are drawn again with gradient.
+    """
+
+    view: View | None = "steps"
+    needs: frozenset[str] = frozenset()
+    separable: bool = False
+    draw_with: Literal["current", "old"] = "current"
+    mixtures: tuple[Mapping[str, float], ...] = ()
+    replay: Replay | None = None
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, a scalar made by ``batch.reduce``, and metrics, ``[T, B]`` or ``[B]``."""

@@ -1,0 +1,155 @@
+"""The view ``reward``: the reward itself, differentiable through the steps behind the samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from genrl_core.errors import GenRLError, RewardError
+from genrl_core.interfaces.batch import Batch
+from genrl_core.interfaces.media import Prompt
+from genrl_core.interfaces.objective import Replay
+from genrl_core.interfaces.policy import Policy
+from genrl_core.interfaces.records import Plan, Tensors, Trajectory, take
+from genrl_core.interfaces.reward import Reward
+from genrl_core.interfaces.reward_values import ask
+from genrl_core.interfaces.sampler import Sampler
+from genrl_core.interfaces.streams import Streams
+from genrl_core.loop.advantage import Share, combine
+
+END = -1
+"""In place of a step: the sample ends where its sampler ends."""
+
+
+@dataclass(frozen=True)
+class RewardView:
+    """The combined reward of samples that are drawn again: one row per sample.
+
+    A sample's random stream depends on nothing but its place in the plan, so drawing it again under
+    the same weights gives the same sample, and this time the last ``steps`` of its steps keep their
+    graph. A chunk holds the graph of its own rows: ``train.rows_per_forward`` samples of ``steps``
+    network calls each. Conditions are those of the rollout, without gradient.
+
+    Attributes:
+        trajectory: this rank's samples, as drawn.
+        parts: the plans that they come from, in their order.
+        rewards: label -> (weight, reward); all of them have ``gradient``.
+        given: label -> ``[b]`` bool, whether that reward applies to the sample.
+        steps: ``[b]`` int64, how many of the last steps carry the gradient.
+        stop: ``[b]`` int64, the step whose prediction is judged, or ``END``.
+        again: whether the samples are drawn again; False judges those of the trajectory, in float.
+        shares: label -> how the reward counts in the sum; silent: by its weight. What the samples
+            are compared with is what was recorded of them.
+    """
+
+    policy: Policy
+    sampler: Sampler
+    trajectory: Trajectory
+    parts: tuple[Plan, ...]
+    rewards: Mapping[str, tuple[float, Reward]]
+    given: Mapping[str, Tensor]
+    steps: Tensor
+    stop: Tensor
+    again: bool = True
+    shares: Mapping[str, Share] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> int:
+        return 1
+
+    def evaluate(self, k: Tensor, b: Tensor) -> Tensors:  # noqa: ARG002  # one call per sample
+        """``differentiable_reward`` ``[R, 1]``; rows that end alike are drawn together."""
+        sizes = torch.tensor([len(part) for part in self.parts])
+        part = torch.bucketize(b, sizes.cumsum(0), right=True)
+        kinds, which = torch.unique(
+            torch.stack([part, self.steps[b], self.stop[b]], 1), dim=0, return_inverse=True
+        )
+        found, order = [], []
+        for kind, (place, steps, stop) in enumerate(kinds.tolist()):
+            inside = (which == kind).nonzero().flatten()
+            plan = self.parts[place].select(b[inside] - int(sizes[:place].sum()))
+            pixels = self.policy.decode_pixels(self._final(plan, b[inside], steps, stop))
+            _keeps_graph(pixels, type(self.sampler).__name__, type(self.policy).__name__)
+            found.append(self._judged(pixels, plan.sample_prompts(), b[inside]))
+            order.append(inside)
+        places = torch.cat(order).argsort().to(found[0].device)
+        return {"differentiable_reward": torch.cat(found)[places].unsqueeze(1)}
+
+    def _final(self, plan: Plan, b: Tensor, steps: int, stop: int) -> Tensors:
+        if not self.again:
+            return take(self.trajectory.final, b)
+        cond = take(self.trajectory.cond, b)
+        # A sampler switches the gradient on by itself: a pass without gradient asks for 0 steps.
+        steps = steps if torch.is_grad_enabled() else 0
+        if stop == END:
+            return self.sampler.rollout(self.policy, cond, plan, steps).final
+        return self.sampler.preview(self.policy, cond, plan, stop, steps)
+
+    def _judged(self, pixels: Tensor, prompts: Sequence[Prompt], b: Tensor) -> Tensor:
+        """The rewards that apply, combined: ``[R]`` float64."""
+        values: Tensors = {}
+        shares: dict[str, Share] = {}
+        absent = torch.full((len(b),), torch.nan, dtype=torch.float64, device=pixels.device)
+        for label, (weight, reward) in self.rewards.items():
+            shares[label] = self.shares.get(label, Share(weight)).at(b).to(pixels.device)
+            rows, values[label] = self.given[label][b].nonzero().flatten(), absent
+            if len(rows):
+                asked = [prompts[row] for row in rows.tolist()]
+                rows = rows.to(pixels.device)
+                value = reward_gradient(label, reward, pixels[rows], asked)
+                values[label] = absent.index_put((rows,), value.to(absent))
+        return combine(values, shares)
+
+    def blank(self, batch: Batch) -> Tensors:
+        return {"differentiable_reward": torch.zeros_like(batch.log_probs)}
+
+    def insert(self, batch: Batch, values: Tensors) -> Batch:
+        return replace(batch, differentiable_reward=values["differentiable_reward"])
+
+
+def reward_gradient(
+    label: str, reward: Reward, pixels: Tensor, prompts: Sequence[Prompt]
+) -> Tensor:
+    """What one reward says, differentiable and checked: ``[R]``.
+
+    Raises:
+        RewardError: it has no gradient, raised, or gave something else than one number per sample.
+    """
+    what = f"the gradient of reward {label!r}"
+    value: object = ask(what, lambda: reward.gradient(pixels, prompts))
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise RewardError(f"{what} is a {kind}: expected a tensor of floats, one per sample")
+    if value.shape != (len(prompts),):
+        raise RewardError(
+            f"{what} has the shape {tuple(value.shape)}: expected "
+            f"[{len(prompts)}], one number per sample"
+        )
+    if pixels.requires_grad and torch.is_grad_enabled() and not value.requires_grad:
+        raise RewardError(
+            f"{what} does not depend on the pixels: make it of torch "
+            "operations on them, without detach, item or numpy"
+        )
+    return value
+
+
+def replayed(replay: Replay, streams: Streams) -> tuple[Tensor, Tensor]:
+    """``steps`` and ``stop`` of every sample, ``[b]`` int64 each, from its own random stream."""
+    share = streams.uniform(2).double().cpu()
+    steps = torch.full((len(share),), replay.steps)
+    if replay.random_steps:
+        steps = 1 + (share[:, 0] * replay.steps).long()
+    if replay.stop is None:
+        return steps, torch.full_like(steps, END)
+    first, end = replay.stop
+    return steps, first + (share[:, 1] * (end - first)).long()
+
+
+def _keeps_graph(pixels: Tensor, sampler: str, policy: str) -> None:
+    if torch.is_grad_enabled() and not pixels.requires_grad:
+        raise GenRLError(
+            f"the pixels of {policy} carry no gradient after {sampler} has drawn them again: the "
+            "last grad_steps of rollout and preview must run with a graph, and decode_pixels must "
+            "be made of torch operations on what they return"
+        )

@@ -1,0 +1,1 @@
+"""From YAML to checked configs, with every problem named at its line."""

@@ -1,0 +1,283 @@
+"""Prompt files: text with a prompt per line, JSON lines, or CSV. Reading them imports no torch."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from genrl_core.errors import GenRLError, RecipeError
+from genrl_core.interfaces.media import Prompt, Reading
+from genrl_core.recipe.problems import Place, Problem, raise_if
+from genrl_core.text import shown
+
+Reader = Callable[[Sequence[Prompt]], Sequence[Reading]]
+"""Says how long prompts are to a network, and how much of them it reads."""
+
+LISTED = 20
+"""Prompts that a message names one by one; the others are counted."""
+_AT_ONCE = 1000
+"""Prompts that a reader is asked about at a time."""
+_Row = tuple[int, dict[str, Any]]
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""What JSON can spell and no tokenizer, hash or file of UTF-8 can take."""
+
+
+def read_prompts(path: Path | str) -> list[dict[str, Any]]:
+    """Read and check a prompt file.
+
+    ``.txt`` holds one prompt per line; ``.jsonl`` one object per line and ``.csv`` a header, both
+    with ``text`` and, where wanted, ``id`` and ``negative``. Blank lines are left out. A prompt
+    without an id gets a hash of its text, numbered where a text stands more than once.
+
+    White space at the ends of a line of text is left out; the values of JSON and CSV are kept as
+    they stand, since ``"A: "`` is made of other tokens than ``"A:"``. What holds white space alone
+    is no text. An empty cell of CSV is the empty text in a further column and no value as ``id``
+    or ``negative``; so is null there in JSON, and null in a further column is the value None. A
+    CSV row has a cell for every column, and a header names no column twice.
+
+    Returns:
+        One mapping per prompt: ``id``, ``text``, ``negative``, and ``columns`` with the rest.
+
+    Raises:
+        RecipeError: the file is missing, empty, not UTF-8 or malformed, a text is missing, or an id
+            stands twice; every problem with its line.
+    """
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The prompts, and the line of each by its id."""
+    problems: list[Problem] = []
+    rows = list(_rows(path, _decode(path), problems))
+    prompts: list[dict[str, Any]] = []
+    lines: dict[str, int] = {}
+    numbers: dict[str, int] = {}
+    for line, row in rows:
+        prompt = _normalise(row, line, path, problems)
+        if prompt is None:
+            continue
+        if prompt["id"] is None:
+            prompt["id"] = _hash(prompt["text"], lines, numbers)
+        elif prompt["id"] in lines:
+            message = f"the id {prompt['id']!r} stands in line {lines[prompt['id']]} too"
+            problems.append(Problem(f"{path}:{line}", "", message))
+        lines[prompt["id"]] = line
+        prompts.append(prompt)
+    raise_if(problems)
+    if not prompts:
+        raise RecipeError(f"{path}: the prompt file holds no prompt")
+    return prompts, lines
+
+
+def load_prompts(path: Path | str) -> tuple[Prompt, ...]:
+    """The prompts of a file as records; raises like ``read_prompts``."""
+    return tuple(Prompt(**fields) for fields in read_prompts(path))
+
+
+def unread(
+    prompts: Sequence[Prompt], readers: Mapping[str, Reader], path: Path | str | None = None
+) -> tuple[list[Problem], list[str]]:
+    """What is too long among prompts, in batches, each prompt once per reader.
+
+    Args:
+        prompts: all that may be drawn or judged.
+        readers: who reads them, as a sentence names it -> how much of them.
+        path: the file that they come from.
+
+    Returns:
+        A problem for every prompt that cannot be taken, the first ``LISTED`` by name; and for every
+        part that a reader cuts off a sentence, with the longest prompt.
+    """
+    problems: list[Problem] = []
+    cuts: list[str] = []
+    places = _Places(path)
+    for who, read in readers.items():
+        for part, rows in _too_long(prompts, read).items():
+            length, prompt, reading = max(rows, key=lambda row: row[0])
+            if reading.cut:
+                cuts.append(
+                    f"{len(rows)} of {len(prompts)} prompts are longer than {who} reads: of the "
+                    f"{part} the first {reading.limit} {reading.unit} count, and the rest is cut "
+                    f"off. The longest has {length}, {places.of(prompt)}: "
+                    f"{_ends(getattr(prompt, part))}; {reading.way_out}"
+                )
+                continue
+            problems += _listed([
+                Problem(
+                    places.of(prompt), part,
+                    f"has {length} {reading.unit}, and {who} takes {reading.limit} at the most: "
+                    f"{_ends(getattr(prompt, part))}; {reading.way_out}",
+                )
+                for length, prompt, reading in rows
+            ])  # fmt: skip
+    return problems, cuts
+
+
+def refused(
+    prompts: Sequence[Prompt], check: Callable[[Prompt], None], path: Path | str
+) -> list[Problem]:
+    """A problem for every prompt that ``check`` raises for, the first ``LISTED`` by name."""
+    found: list[Problem] = []
+    places = _Places(path)
+    for prompt in prompts:
+        try:
+            check(prompt)
+        except GenRLError as error:
+            found.append(Problem(places.of(prompt), "", str(error)))
+    return _listed(found)
+
+
+def _listed(problems: list[Problem]) -> list[Problem]:
+    """A file of 100,000 prompts may have as many."""
+    if len(problems) <= LISTED:
+        return problems
+    more = f"and {len(problems) - LISTED:,} more prompts like these"
+    return [*problems[:LISTED], Problem("", "", more)]
+
+
+def _too_long(
+    prompts: Sequence[Prompt], read: Reader
+) -> dict[Literal["text", "negative"], list[tuple[int, Prompt, Reading]]]:
+    """The prompts beyond a reader's limits, by their part, with their lengths."""
+    found: dict[Literal["text", "negative"], list[tuple[int, Prompt, Reading]]] = {}
+    for start in range(0, len(prompts), _AT_ONCE):
+        asked = prompts[start : start + _AT_ONCE]
+        for reading in read(asked):
+            for length, prompt in zip(reading.lengths, asked, strict=True):
+                if length > reading.limit:
+                    found.setdefault(reading.part, []).append((length, prompt, reading))
+    return found
+
+
+class _Places:
+    """Where prompts stand: file and line, or their id where no file is known."""
+
+    def __init__(self, path: Path | str | None):
+        self._path, self._lines = path, dict[str, int]()
+
+    def of(self, prompt: Prompt) -> str:
+        if self._path is None:
+            return f"prompt {prompt.id!r}"
+        self._lines = self._lines or _read(Path(self._path))[1]
+        return f"{self._path}:{self._lines[prompt.id]}"
+
+
+def _ends(text: str) -> str:
+    """A text for a message, its end included, since that is what is cut off."""
+    return repr(text if len(text) <= 100 else f"{text[:40]} ... {text[-40:]}")
+
+
+def _decode(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"{path}: the prompt file cannot be read: {error.strerror}") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RecipeError(f"{path}:{line}: not UTF-8 text") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise RecipeError(f"{path}:{line}: holds a NUL character: not a text file")
+    return text
+
+
+def _rows(path: Path, text: str, problems: list[Problem]) -> Iterator[_Row]:
+    kind = path.suffix.lower()
+    if kind == ".csv":
+        return _csv_rows(path, text, problems)
+    if kind not in (".txt", ".jsonl"):
+        raise RecipeError(f"{path}: prompt files end in .txt, .jsonl or .csv")
+    lines = text.replace("\r\n", "\n").split("\n")
+    filled = [(i, line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
+    if kind == ".txt":
+        return iter([(i, {"text": line}) for i, line in filled])
+    return _json_rows(path, filled, problems)
+
+
+def _json_rows(path: Path, lines: list[tuple[int, str]], problems: list[Problem]) -> Iterator[_Row]:
+    for number, line in lines:
+        place = str(Place(str(path), number))
+        try:
+            row = json.loads(line, parse_constant=_refuse, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+            problems.append(Problem(place, "", f"not valid JSON: {error}"))
+            continue
+        if isinstance(row, dict) and _HALF_PAIR.search(json.dumps(row, ensure_ascii=False)):
+            message = "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
+            problems.append(Problem(place, "", message))
+        elif isinstance(row, dict):
+            yield number, row
+        else:
+            message = f"should be an object with a `text`, not {shown(row)}"
+            problems.append(Problem(place, "", message))
+
+
+def _csv_rows(path: Path, text: str, problems: list[Problem]) -> Iterator[_Row]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = list(reader.fieldnames or ())
+        if twice := [name for name in dict.fromkeys(header) if name and header.count(name) > 1]:
+            message = f"the header names {', '.join(twice)} more than once"
+            problems.append(Problem(f"{path}:1", "", message))
+            return
+        if header and "text" not in header:
+            message = f"no column `text`; the header has {', '.join(header)}"
+            problems.append(Problem(f"{path}:1", "", message))
+            return
+        for row in reader:
+            if None in row or None in row.values():
+                message = f"should have the header's {len(header)} columns"
+                problems.append(Problem(f"{path}:{reader.line_num}", "", message))
+            else:
+                unset = ("", "id", "negative")  # "" is the column behind a last comma
+                yield reader.line_num, {k: v for k, v in row.items() if v or k not in unset}
+    except csv.Error as error:
+        problems.append(Problem(f"{path}:{reader.line_num}", "", f"not valid CSV: {error}"))
+
+
+def _normalise(
+    row: dict[str, Any], line: int, path: Path, problems: list[Problem]
+) -> dict[str, Any] | None:
+    row = dict(row)
+    place = str(Place(str(path), line))
+    text, negative, name = row.pop("text", None), row.pop("negative", None), row.pop("id", None)
+    negative = "" if negative is None else negative
+    if not isinstance(text, str) or not text.strip():
+        what = "is missing or empty" if text is None or isinstance(text, str) else "should be text"
+        problems.append(Problem(place, "text", what))
+        return None
+    if not isinstance(negative, str):
+        problems.append(Problem(place, "negative", f"should be text, not {shown(negative)}"))
+        return None
+    if isinstance(name, bool) or not isinstance(name, str | int | None) or name == "":
+        problems.append(Problem(place, "id", "should be text or a whole number"))
+        return None
+    name = None if name is None else str(name)
+    return {"id": name, "text": text, "negative": negative, "columns": row}
+
+
+def _hash(text: str, taken: dict[str, int], numbers: dict[str, int]) -> str:
+    """A name that is not ``taken``; ``numbers`` holds the last number of every digest."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    number = numbers.get(digest, 0) + 1
+    while (name := digest if number == 1 else f"{digest}-{number}") in taken:
+        number += 1
+    numbers[digest] = number
+    return name
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key stands twice")
+    return row

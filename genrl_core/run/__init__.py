@@ -1,0 +1,1 @@
+"""A run of a recipe: its folder, checkpoints, screen, and how its parts are built."""

@@ -1,0 +1,24 @@
+"""What plugin authors test with: conformance checks, and small policies with exact expectations."""
+
+from genrl_core.loop.settings import AdvantageConfig
+from genrl_core.testing.conformance import Conformance, check_sampler, expected_update, toys
+from genrl_core.testing.directions import check_objective
+from genrl_core.testing.enumerable import (
+    ToyCanvas,
+    ToyCanvasSampler,
+    ToyGaussian,
+    ToyGaussianSampler,
+    ToyReward,
+    ToySequence,
+    ToySequenceSampler,
+    every_trajectory,
+    follow,
+)
+from genrl_core.testing.update import learner_for, rollout_of
+
+__all__ = [
+    "AdvantageConfig", "Conformance", "ToyCanvas", "ToyCanvasSampler", "ToyGaussian",
+    "ToyGaussianSampler", "ToyReward", "ToySequence", "ToySequenceSampler", "check_objective",
+    "check_sampler", "every_trajectory", "expected_update", "follow", "learner_for", "rollout_of",
+    "toys",
+]  # fmt: skip
