@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     )
     from genrl_core.interfaces.data_sampler import DataSampler
     from genrl_core.interfaces.media import Media, Prompt, Reading
-    from genrl_core.interfaces.objective import Objective, Replay, View
+    from genrl_core.interfaces.objective import Objective, SamplerBackprop, View
     from genrl_core.interfaces.policy import Policy
     from genrl_core.interfaces.records import (
-        Matching,
+        Denoising,
         Others,
         Plan,
         Scored,
         Tensors,
         Terms,
         Trajectory,
-        take,
+        select_rows,
     )
     from genrl_core.interfaces.reward import Reward
     from genrl_core.interfaces.sampler import MarkovSampler, Sampler, Transition
@@ -59,13 +59,13 @@ _HOMES = {
     "Policy": "interfaces.policy", "Sampler": "interfaces.sampler",
     "MarkovSampler": "interfaces.sampler", "Transition": "interfaces.sampler",
     "Reward": "interfaces.reward", "Objective": "interfaces.objective",
-    "View": "interfaces.objective", "Replay": "interfaces.objective",
+    "View": "interfaces.objective", "SamplerBackprop": "interfaces.objective",
     "Batch": "interfaces.batch", "Media": "interfaces.media", "Prompt": "interfaces.media",
     "Reading": "interfaces.media",
-    "Matching": "interfaces.records", "Others": "interfaces.records",
+    "Denoising": "interfaces.records", "Others": "interfaces.records",
     "Plan": "interfaces.records", "Scored": "interfaces.records", "Streams": "interfaces.streams",
     "Tensors": "interfaces.records", "Terms": "interfaces.records",
-    "Trajectory": "interfaces.records", "take": "interfaces.records",
+    "Trajectory": "interfaces.records", "select_rows": "interfaces.records",
     "lazy_names": "lazy",
     "DataSampler": "interfaces.data_sampler",
     "train": "loop.trainer",
@@ -79,9 +79,9 @@ __all__ = [
     "CheckpointError",
     "Component",
     "DataSampler",
+    "Denoising",
     "GenRLError",
     "MarkovSampler",
-    "Matching",
     "Media",
     "Objective",
     "ObjectiveConfig",
@@ -95,11 +95,11 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Register",
-    "Replay",
     "Reward",
     "RewardConfig",
     "RewardError",
     "Sampler",
+    "SamplerBackprop",
     "SamplerConfig",
     "Schema",
     "Scored",
@@ -114,7 +114,7 @@ __all__ = [
     "hookimpl",
     "lazy_names",
     "load_recipe",
-    "take",
+    "select_rows",
     "train",
 ]  # fmt: skip
 

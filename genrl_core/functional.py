@@ -54,7 +54,7 @@ def guided(given: Tensor, without: Tensor, scale: float) -> Tensor:
 
 def log_ratio(
     log_probs: Tensor,
-    old: Tensor,
+    old_log_probs: Tensor,
     events: Tensor,
     mask: Tensor,
     level: Level = "term",
@@ -64,7 +64,7 @@ def log_ratio(
 
     Args:
         log_probs: ``[T, B]`` summed over a term's events, differentiable.
-        old: ``[T, B]`` the same under the weights that drew the sample; constant.
+        old_log_probs: ``[T, B]`` the same under the weights that drew the sample; constant.
         events: ``[T, B]`` how many events (tokens, latent elements) a term sums over.
         mask: ``[T, B]`` bool; entries outside it contribute nothing.
         level: ``term`` keeps one ratio per term (PPO, GRPO); ``sequence`` couples all terms of a
@@ -74,7 +74,7 @@ def log_ratio(
     Returns:
         ``[T, B]``; for ``sequence`` the same number stands in every term of a sample.
     """
-    difference = torch.where(mask, log_probs - old, torch.zeros_like(log_probs))
+    difference = torch.where(mask, log_probs - old_log_probs, torch.zeros_like(log_probs))
     count = torch.where(mask, events, torch.zeros_like(events)).to(difference.dtype)
     if level == "sequence":
         difference = difference.sum(0, keepdim=True).expand_as(difference)
@@ -323,7 +323,10 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def kl_estimate(
-    log_probs: Tensor, reference: Tensor, old: Tensor | None = None, estimator: Estimator = "k3"
+    log_probs: Tensor,
+    reference: Tensor,
+    old_log_probs: Tensor | None = None,
+    estimator: Estimator = "k3",
 ) -> Tensor:
     """A one-sample estimate of KL(policy || reference) for each term.
 
@@ -337,7 +340,7 @@ def kl_estimate(
     have there: the gradient stays finite, keeps the sign of ``x`` and does not become 0.
 
     Raises:
-        ValueError: ``unbiased`` without ``old``.
+        ValueError: ``unbiased`` without ``old_log_probs``.
     """
     x = log_probs - reference
     if estimator == "k1":
@@ -346,9 +349,9 @@ def kl_estimate(
         return x.square() / 2
     if estimator == "k3":
         return _k3(x)
-    if old is None:
+    if old_log_probs is None:
         raise ValueError("the unbiased estimator needs the log-densities of the drawing weights")
-    return _unbiased(x, log_probs - old)
+    return _unbiased(x, log_probs - old_log_probs)
 
 
 def _k3(x: Tensor) -> Tensor:
@@ -377,7 +380,7 @@ def reduce(
     *,
     mask: Tensor,
     weight: Tensor,
-    population: Tensor,
+    denominator_mask: Tensor,
     valid: Tensor,
     group: Tensor,
 ) -> Tensor:
@@ -391,7 +394,7 @@ def reduce(
             ``group_mean`` mean over groups of the mean over their terms. For a number per sample
             the first four are the mean over samples.
         mask: ``[T, B]`` bool, the entries summed. A chunk may narrow it: denominators come from
-            ``population``, so the parts of a chunked batch add up to the whole.
+            ``denominator_mask``, so the parts of a chunked batch add up to the whole.
         weight: ``[T, B]`` importance of each term.
         population: ``[T, B]`` bool, the entries that the denominators count.
         valid: ``[B]`` bool, samples that are not filtered out.
@@ -403,11 +406,11 @@ def reduce(
     if x.dim() == 1:
         present = mask.any(0) & valid
         total = torch.where(present, x, torch.zeros_like(x))
-        count = (population.any(0) & valid).to(x.dtype)
+        count = (denominator_mask.any(0) & valid).to(x.dtype)
     elif x.shape == mask.shape:
         kept = mask & valid
         total = (torch.where(kept, x, torch.zeros_like(x)) * weight.to(x.dtype)).sum(0)
-        count = (population & valid).sum(0).to(x.dtype)
+        count = (denominator_mask & valid).sum(0).to(x.dtype)
     else:
         raise ValueError(f"reduce takes [T, B] or [B], not {tuple(x.shape)}")
     samples = valid.sum().clamp(min=1).to(x.dtype)

@@ -29,7 +29,7 @@ from genrl_core.interfaces.configs import (
 )
 from genrl_core.interfaces.media import Media, Prompt
 from genrl_core.interfaces.reward import Reward, RewardFunction
-from genrl_core.text import listed, near
+from genrl_core.text import did_you_mean, join_names
 
 GROUP = "genrl_core"
 
@@ -309,11 +309,11 @@ class Registry:
             raise PluginError(_clash(f"{kind} `{name}`", [plugin for _, plugin in owners]))
         others = [other for other in KINDS if name in self._components[other]]
         hint = f"; `{name}` is a registered {others[0]}" if others else ""
-        hint = hint or near(name, self._components[kind]) or "."
-        known = f" Registered {_PLURALS[kind]}: {listed(self._components[kind])}"
-        raise PluginError(f"unknown {kind} `{name}`{hint}{known}{self.excuse()}")
+        hint = hint or did_you_mean(name, self._components[kind]) or "."
+        known = f" Registered {_PLURALS[kind]}: {join_names(self._components[kind])}"
+        raise PluginError(f"unknown {kind} `{name}`{hint}{known}{self.broken_plugins_note()}")
 
-    def excuse(self) -> str:
+    def broken_plugins_note(self) -> str:
         """Which plugins are broken, for the end of a message about something that is missing."""
         broken = "; ".join(f"{plugin}: {plugin.reason}" for plugin in self.broken)
         return f". Broken plugins, which may hold it: {broken}" if broken else ""
@@ -356,8 +356,8 @@ class Registry:
         if len(files) > 1:
             raise PluginError(_clash(f"recipe `{name}`", [plugin for _, plugin in files]))
         if not files:
-            hint = near(name, recipes) or "."
-            rest = f" `genrl ls recipes` lists all of them{self.excuse()}"
+            hint = did_you_mean(name, recipes) or "."
+            rest = f" `genrl ls recipes` lists all of them{self.broken_plugins_note()}"
             raise PluginError(f"unknown recipe `{name}`{hint}{rest}")
         return files[0][0]
 

@@ -16,7 +16,7 @@ def printable(text: str) -> str:
     )
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as a recipe would write it, short enough for a message."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -27,12 +27,12 @@ def shown(value: object) -> str:
     return "a list" if isinstance(value, list | tuple) else str(value)
 
 
-def near(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`` did you mean `x`?`` with a leading semicolon, or nothing where no name is close."""
     match = difflib.get_close_matches(word.lower(), sorted(known), n=1, cutoff=0.6)
     return f"; did you mean `{match[0]}`?" if match else ""
 
 
-def listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Names for the end of a sentence: ``a, b, c``, or ``none``."""
     return ", ".join(sorted(names)) or "none"

@@ -20,7 +20,7 @@ from genrl_core.recipe.recipe import Recipe, load_recipe, locate, read_document
 from genrl_core.recipe.resolve import anchored, path_in
 from genrl_core.registry import Command, Kind, Registry
 from genrl_core.run.launch import launch, launched, worker_code
-from genrl_core.text import listed, near
+from genrl_core.text import did_you_mean, join_names
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
 """Exit codes: done; the run failed; the recipe or arguments are wrong; stopped and resumable."""
@@ -97,8 +97,8 @@ def show(
                 *registry.recipes(),
                 *(n for k in _SHELVES.values() for n in registry.names(k)),
             ]
-            hint = near(name, known) or "."
-            rest = f" `genrl ls` lists all of them{registry.excuse()}"
+            hint = did_you_mean(name, known) or "."
+            rest = f" `genrl ls` lists all of them{registry.broken_plugins_note()}"
             raise RecipeError(f"there is no recipe and no component `{name}`{hint}{rest}")
         recipe = load_recipe(name, overrides or (), registry)
         _say_removed(recipe)
@@ -311,7 +311,7 @@ def plugins(context: typer.Context, json: _Json = False) -> None:
         [
             plugin.name,
             f"{plugin.distribution} {plugin.version}".strip(),
-            f"BROKEN: {plugin.reason}" if plugin.reason else listed(plugin.registered),
+            f"BROKEN: {plugin.reason}" if plugin.reason else join_names(plugin.registered),
             plugin.path,
         ]
         for plugin in registry.plugins

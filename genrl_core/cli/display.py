@@ -114,7 +114,7 @@ def _capabilities(schema: type[Component], method: str) -> list[str] | None:
     None where they hang on a required field that proposes nothing.
     """
     try:
-        found = getattr(schema.model_construct(**schema.proposed() or {}), method)()
+        found = getattr(schema.model_construct(**schema.suggested_values() or {}), method)()
     except AttributeError:
         return None
     return sorted(capability.value for capability in found)
@@ -122,7 +122,7 @@ def _capabilities(schema: type[Component], method: str) -> list[str] | None:
 
 def _default_view(schema: type[ObjectiveConfig]) -> str | None:
     try:
-        return schema.model_construct(**schema.proposed() or {}).view_wanted()
+        return schema.model_construct(**schema.suggested_values() or {}).view_wanted()
     except AttributeError:
         return None
 

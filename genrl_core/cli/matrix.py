@@ -16,7 +16,7 @@ from genrl_core.recipe.problems import ProblemsError
 from genrl_core.recipe.recipe import Recipe, load_recipe
 from genrl_core.registry import Registry
 
-VIEWS = ("steps", "bound", "matching", "reward")
+VIEWS = ("steps", "elbo", "denoising", "reward")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def views_of(schema: type[ObjectiveConfig]) -> tuple[str, ...]:
     """The views that an objective can be asked for; for one that joins others, all but reward."""
     if "view" in schema.model_fields:
         return tuple(str(v) for v in get_args(schema.model_fields["view"].annotation))
-    fields = schema.proposed()
+    fields = schema.suggested_values()
     if fields is None:
         return ()
     try:
@@ -59,7 +59,7 @@ def recipe_tree(registry: Registry, cell: Cell, **sections: Any) -> dict[str, An
         "policy": registry.policies[cell.policy], "sampler": registry.samplers[cell.sampler],
     }  # fmt: skip
     for section, schema in schemas.items():
-        fields = schema.proposed()
+        fields = schema.suggested_values()
         if fields is None:
             return None
         parts[section] = {"use": getattr(cell, section)} | fields
@@ -68,7 +68,7 @@ def recipe_tree(registry: Registry, cell: Cell, **sections: Any) -> dict[str, An
         return None
     parts["policy"] |= requested_fields(registry, cell)
     policy = registry.policies[cell.policy].model_validate(
-        registry.policies[cell.policy].proposed()
+        registry.policies[cell.policy].suggested_values()
     )
     if policy.weights_problem():
         parts["policy"]["weights"] = (
@@ -82,7 +82,7 @@ def recipe_tree(registry: Registry, cell: Cell, **sections: Any) -> dict[str, An
         and not schema.evaluation_only
         and not schema.loads_weights
         and (cell.view != "reward" or schema.differentiable)
-        if (fields := schema.proposed()) is not None
+        if (fields := schema.suggested_values()) is not None
     }
     train = {"iterations": 1, "num_prompts": 1, "num_generations": 4, "learning_rate": 1e-3}
     first = dict(list(rewards.items())[:1])
@@ -93,16 +93,16 @@ def recipe_tree(registry: Registry, cell: Cell, **sections: Any) -> dict[str, An
 def requested_fields(registry: Registry, cell: Cell) -> dict[str, Any]:
     """Fields of the policy that give what the objective needs and the defaults leave out."""
     policy, schema = registry.policies[cell.policy], registry.objectives[cell.objective]
-    fields = schema.proposed()
+    fields = schema.suggested_values()
     found: dict[str, Any] = {}
     for capability in schema.model_validate(fields).needs() if fields is not None else ():
-        found |= policy.on_request.get(capability, {})
+        found |= policy.fields_enabling.get(capability, {})
     return found
 
 
 def _objectives(registry: Registry, cell: Cell) -> dict[str, dict[str, Any]] | None:
     schema = registry.objectives[cell.objective]
-    fields = schema.proposed()
+    fields = schema.suggested_values()
     if fields is None:
         return None
     if "view" in schema.model_fields:
@@ -110,7 +110,7 @@ def _objectives(registry: Registry, cell: Cell) -> dict[str, dict[str, Any]] | N
     if schema.model_validate(fields).view_wanted() is not None:
         return {cell.objective: fields}
     for name, neighbour in registry.objectives.items():
-        other = neighbour.proposed()
+        other = neighbour.suggested_values()
         if other is None or cell.view not in views_of(neighbour):
             continue
         if "view" in neighbour.model_fields:

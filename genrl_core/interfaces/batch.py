@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 class Batch:
     """All that an objective sees: the whole optimizer batch of all ranks, as numbers.
 
-    ``[T, B]``: log_probs, events, step, mask, weight, scale, advantage; in the view ``steps`` old
+    ``[T, B]``: log_probs, events, step, mask, weight, scale, advantage; in the view ``steps``
+    old_log_probs
     and duration, the share 0 to 1 of the process's time that a step covers (1 where unknown);
-    and where asked for old, reference, kl_reference, kl_old, entropy, value, old_value.
-    ``kl_reference`` is KL(current || reference), ``kl_old`` KL(old || current), in nats.
+    and where asked for old_log_probs, reference, kl_reference, kl_behavior, entropy, value,
+    old_value.
+    ``kl_reference`` is KL(current || reference), ``kl_behavior`` KL(old || current), in nats.
     ``[B]``: reward, group, valid.
-    ``population``: ``[T, B]`` bool, the terms that denominators count.
-    ``errors``: for the view ``matching``, one ``[T, B]`` per mixture that the objective asked for.
+    ``denominator_mask``: ``[T, B]`` bool, the terms that denominators count.
+    ``errors``: for the view ``denoising``, one ``[T, B]`` per mixture that the objective asked for.
     ``error_weights``: beside each of them where asked for, constant: what makes of the error the
     mean squared error of the clean sample over its mean absolute one.
     ``draw_weight``: ``[D, B]``, for a bound whose draws are combined into one term.
@@ -35,17 +37,17 @@ class Batch:
     events: Tensor
     step: Tensor
     mask: Tensor
-    population: Tensor
+    denominator_mask: Tensor
     weight: Tensor
     scale: Tensor
     advantage: Tensor
     reward: Tensor
     group: Tensor
     valid: Tensor
-    old: Tensor | None = None
+    old_log_probs: Tensor | None = None
     reference: Tensor | None = None
     kl_reference: Tensor | None = None
-    kl_old: Tensor | None = None
+    kl_behavior: Tensor | None = None
     entropy: Tensor | None = None
     value: Tensor | None = None
     old_value: Tensor | None = None
@@ -60,7 +62,7 @@ class Batch:
         from genrl_core import functional
 
         return functional.reduce(
-            x, how, mask=self.mask, weight=self.weight, population=self.population,
+            x, how, mask=self.mask, weight=self.weight, denominator_mask=self.denominator_mask,
             valid=self.valid, group=self.group,
         )  # fmt: skip
 

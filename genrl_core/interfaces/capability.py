@@ -14,8 +14,8 @@ class Capability(Enum):
     STEP_KL = "step_kl"
     ENTROPY = "entropy"
     VALUE = "value"
-    BOUND = "bound"
-    MATCHING = "matching"
+    ELBO = "elbo"
+    DENOISING = "denoising"
     CLEAN_SAMPLE = "clean_sample"
     DIFFERENTIABLE = "differentiable"
     PREVIEW = "preview"
@@ -34,8 +34,8 @@ _SENTENCES = {
     Capability.STEP_KL: "the KL divergence of a step between two weight sets has a closed form",
     Capability.ENTROPY: "the entropy of a step depends on the weights and can be evaluated",
     Capability.VALUE: "the network predicts the expected reward of a state",
-    Capability.BOUND: "a bound on the log-likelihood of a finished sample can be evaluated",
-    Capability.MATCHING: "the prediction on a corrupted sample and its error are given",
+    Capability.ELBO: "a bound on the log-likelihood of a finished sample can be evaluated",
+    Capability.DENOISING: "the prediction on a corrupted sample and its error are given",
     Capability.CLEAN_SAMPLE: "the prediction on a corrupted sample implies a clean sample",
     Capability.DIFFERENTIABLE: "the reward can be differentiated through the sampler",
     Capability.PREVIEW: "the finished sample can be predicted while a step is taken",

@@ -52,7 +52,7 @@ class Component(Schema):
         return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
 
     @classmethod
-    def proposed(cls) -> dict[str, Any] | None:
+    def suggested_values(cls) -> dict[str, Any] | None:
         """The value that every required field proposes; None where a field proposes none."""
         found: dict[str, Any] = {}
         for name, field in cls.model_fields.items():
@@ -71,7 +71,7 @@ class PolicyConfig(Component):
     paradigm: ClassVar[str]
     loads_weights: ClassVar[bool] = False
     """Whether ``build()`` loads ``weights`` that are neither a recipe's nor in a GenRL folder."""
-    on_request: ClassVar[dict[Capability, dict[str, Any]]] = {}
+    fields_enabling: ClassVar[dict[Capability, dict[str, Any]]] = {}
     """Fields that make it provide a capability which its defaults leave out."""
     weights: str | None = Field(
         None,
@@ -80,10 +80,10 @@ class PolicyConfig(Component):
     )
 
     def provides(self) -> frozenset[Capability]:
-        """What this configuration gives: bound, matching, value, differentiable, its media."""
+        """What this configuration gives: elbo, denoising, value, differentiable, its media."""
         return NONE
 
-    def lacks(self, capability: Capability) -> str:
+    def why_missing(self, capability: Capability) -> str:
         """Why ``capability`` is not given, as half a sentence; empty for no more to say."""
         return ""
 
@@ -119,7 +119,7 @@ class ValueHeadConfig(PolicyConfig):
     ``build()`` then adds a head to the network and sets ``Policy.predicts_value``.
     """
 
-    on_request: ClassVar[dict[Capability, dict[str, Any]]] = {
+    fields_enabling: ClassVar[dict[Capability, dict[str, Any]]] = {
         Capability.VALUE: {"value_head": True}
     }
     value_head: bool = Field(
@@ -145,11 +145,11 @@ class SamplerConfig(Component):
         """What this configuration gives: step_logp, step_kl, entropy, preview."""
         return NONE
 
-    def misfits(self, policy: PolicyConfig) -> dict[str, str]:
+    def incompatible_fields(self, policy: PolicyConfig) -> dict[str, str]:
         """Fields whose values do not fit ``policy``, of the same paradigm, and why: sentences."""
         return {}
 
-    def lacks(self, capability: Capability) -> str:
+    def why_missing(self, capability: Capability) -> str:
         """Why ``capability`` is not given, as half a sentence; empty for no more to say."""
         return ""
 
@@ -203,11 +203,11 @@ class ObjectiveConfig(Component):
         """The view of the rollout it reads; None takes the view of its neighbour objective."""
         return "steps"
 
-    def joins(self) -> "tuple[View, ...]":
+    def compatible_views(self) -> "tuple[View, ...]":
         """For an objective that takes its neighbour's view: the views where it has its numbers."""
         return ("steps",)
 
-    def draws_with(self) -> Literal["current", "old"]:
+    def draws_with(self) -> Literal["current", "lagging"]:
         """The weight slot whose samples it learns from: its ``draw_with``."""
         return "current"
 

@@ -15,11 +15,11 @@ from genrl_core.interfaces.batch import Batch
 if TYPE_CHECKING:
     from torch import Tensor
 
-View = Literal["steps", "bound", "matching", "reward"]
+View = Literal["steps", "elbo", "denoising", "reward"]
 
 
 @dataclass(frozen=True)
-class Replay:
+class SamplerBackprop:
     """For the view ``reward``: how the sampler is run again, and which of its steps have a graph.
 
     Attributes:
@@ -43,15 +43,16 @@ class Objective(ABC):
     Attributes:
         view: which numbers of the rollout it wants; an instance may set it, and None takes the view
             of the other objectives of the recipe.
-        needs: optional fields of ``Batch`` that it reads. In the views ``steps`` and ``bound``
-            ``reference`` and ``old``, in ``steps`` also ``kl_reference``, ``kl_old`` (KL of the
+        needs: optional fields of ``Batch`` that it reads. In the views ``steps`` and ``elbo``
+            ``reference`` and ``old``, in ``steps`` also ``kl_reference``,
+            ``kl_behavior`` (KL of the
             drawing weights from the current ones), ``entropy`` and ``value``; in the view
-            ``matching`` ``error_weights``.
+            ``denoising`` ``error_weights``.
         separable: whether the loss is a sum over terms, so that the parts of a chunked batch add
             up to it, which saves a forward where no recorded numbers hold. False is right for any
             loss; True where terms or samples are coupled stops the run.
         draw_with: the weight slot whose samples it learns from.
-        mixtures: for the view ``matching``: each entry maps slots to coefficients; the batch then
+        mixtures: for the view ``denoising``: each entry maps slots to coefficients; the batch then
             holds the error of that combination of the slots' predictions in ``errors``.
         replay: for the view ``reward``: how the samples are drawn again with gradient.
     """
@@ -59,9 +60,9 @@ class Objective(ABC):
     view: View | None = "steps"
     needs: frozenset[str] = frozenset()
     separable: bool = False
-    draw_with: Literal["current", "old"] = "current"
+    draw_with: Literal["current", "lagging"] = "current"
     mixtures: tuple[Mapping[str, float], ...] = ()
-    replay: Replay | None = None
+    backprop: SamplerBackprop | None = None
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

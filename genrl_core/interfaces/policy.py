@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from genrl_core.interfaces.media import Media, Prompt, Reading
-from genrl_core.interfaces.records import Matching, Scored, Tensors
+from genrl_core.interfaces.records import Denoising, Scored, Tensors
 from genrl_core.interfaces.streams import Streams
 
 
@@ -26,7 +26,7 @@ class Policy(ABC):
         lora_targets: names of the modules that LoRA adapts where the recipe is silent.
         predicts_value: whether the network also predicts the expected reward of every state, by a
             method that the paradigm's base names; samplers then record it in ``terms.value``.
-        fresh_modules: names of modules of the network that weights may lack, such as a value head
+        new_modules: names of modules of the network that weights may lack, such as a value head
             on a base without one. They then start as the policy built them, and beside LoRA
             adapters they train in full, shared by all slots.
         precision: what the network computes in. A policy sets it whose network enters autocast by
@@ -38,7 +38,7 @@ class Policy(ABC):
     combine_draws: bool = False
     lora_targets: Sequence[str] = ()
     predicts_value: bool = False
-    fresh_modules: Sequence[str] = ()
+    new_modules: Sequence[str] = ()
     precision: torch.dtype | None = None
 
     @abstractmethod
@@ -80,19 +80,19 @@ class Policy(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} gives no corruption")
 
-    def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
+    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
         """A bound on the log-likelihood of finished samples under given corruptions.
 
         All arguments have one row per (draw, sample); ``log_probs`` is ``[R, M]``, with 0 for terms
-        that do not exist (``events`` of the corruption). The default is the negative matching
+        that do not exist (``events`` of the corruption). The default is the negative denoising
         error, ``[R, 1]``.
         """
-        matching = self.matching(final, cond, corruption)
-        return Scored(log_probs=-matching.error(matching.prediction).unsqueeze(1))
+        denoising = self.denoising(final, cond, corruption)
+        return Scored(log_probs=-denoising.error(denoising.prediction).unsqueeze(1))
 
-    def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:
+    def denoising(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Denoising:
         """The prediction on corrupted samples and its error; one row per (draw, sample)."""
-        raise NotImplementedError(f"{type(self).__name__} gives no matching")
+        raise NotImplementedError(f"{type(self).__name__} gives no denoising")
 
     def decode_pixels(self, final: Tensors) -> Tensor:
         """Differentiable pixels in [0, 1]: ``[B, 3, H, W]``, float32 or better."""

@@ -21,8 +21,8 @@ from genrl_core.interfaces.media import Media, Prompt
 from genrl_core.interfaces.streams import Streams
 
 __all__ = [
-    "Batch", "Matching", "Media", "Others", "Plan", "Prompt", "Scored", "Streams", "Tensors",
-    "Terms", "Trajectory", "concat", "fold", "take",
+    "Batch", "Denoising", "Media", "Others", "Plan", "Prompt", "Scored", "Streams", "Tensors",
+    "Terms", "Trajectory", "concat", "select_rows", "split_evals",
 ]  # fmt: skip
 
 Tensors = dict[str, Tensor]
@@ -79,7 +79,7 @@ class Terms:
         events: int64, how many events (tokens, elements) the sum runs over.
         step: int64, which step of the process the term belongs to.
         mask: bool, which terms exist and were decided by the policy.
-        calls: K, the number of network calls that score a sample; ``T = K * M``.
+        num_evals: K, the number of network evaluations that score a sample; ``T = K * M``.
         weight: importance of the term; ones where None.
         scale: scale for objectives that re-weight steps; ones where None.
         duration: how much of the process's time, 0 to 1, the term's step covers; ones where None.
@@ -90,7 +90,7 @@ class Terms:
     events: Tensor
     step: Tensor
     mask: Tensor
-    calls: int
+    num_evals: int
     weight: Tensor | None = None
     scale: Tensor | None = None
     duration: Tensor | None = None
@@ -100,7 +100,7 @@ class Terms:
     def empty(samples: int, device: torch.device | str = "cpu") -> "Terms":
         """No terms at all: for samplers that return data or are deterministic."""
         zero = torch.zeros(0, samples, device=device)
-        return Terms(zero, zero.long(), zero.long(), zero.bool(), calls=0)
+        return Terms(zero, zero.long(), zero.long(), zero.bool(), num_evals=0)
 
     def matrices(self) -> Iterator[tuple[str, Tensor]]:
         for item in fields(self):
@@ -136,7 +136,7 @@ class Trajectory:
         """The trajectory of the samples ``b`` (``[R]`` int64)."""
         picked = {name: matrix[:, b] for name, matrix in self.terms.matrices()}
         return Trajectory(
-            take(self.cond, b), take(self.trace, b), take(self.final, b),
+            select_rows(self.cond, b), select_rows(self.trace, b), select_rows(self.final, b),
             self.terms.with_matrices(picked),
         )  # fmt: skip
 
@@ -152,7 +152,7 @@ class Trajectory:
         )  # fmt: skip
 
 
-def take(tensors: Tensors, rows: Tensor) -> Tensors:
+def select_rows(tensors: Tensors, rows: Tensor) -> Tensors:
     """The rows of every tensor."""
     return {name: tensor[rows.to(tensor.device)] for name, tensor in tensors.items()}
 
@@ -175,33 +175,33 @@ def _pad_alike(tensors: Sequence[Tensor], first: int) -> list[Tensor]:
     return padded
 
 
-def fold(matrix: Tensor, calls: int) -> Tensor:
+def split_evals(matrix: Tensor, calls: int) -> Tensor:
     """``[T, B]`` to ``[K, M, B]``; without calls, ``[1, 0, B]``."""
     calls = max(calls, 1)
     return matrix.reshape(calls, len(matrix) // calls, matrix.shape[1])
 
 
 def _concat_terms(parts: Sequence[Terms]) -> Terms:
-    calls = max(part.calls for part in parts)
+    calls = max(part.num_evals for part in parts)
     joined: dict[str, Tensor] = {}
     for name, _ in parts[0].matrices():
         # [T, B] -> [B, K, M], so that padding keeps a term in its call.
-        folded = [fold(getattr(part, name), part.calls).movedim(-1, 0) for part in parts]
+        folded = [split_evals(getattr(part, name), part.num_evals).movedim(-1, 0) for part in parts]
         joined[name] = torch.cat(_pad_alike(folded, 1)).flatten(1).T
-    return replace(parts[0], calls=calls).with_matrices(joined)
+    return replace(parts[0], num_evals=calls).with_matrices(joined)
 
 
 @dataclass(frozen=True)
 class Scored:
     """Differentiable numbers of some rows: the leaf of the two-pass gradient; each ``[R, M]``.
 
-    ``kl_reference`` is KL(current || reference), what a penalty wants; ``kl_old`` is KL(old ||
+    ``kl_reference`` is KL(current || reference), what a penalty wants; ``kl_behavior`` is KL(old ||
     current), what a trust region around the weights that drew wants. In nats.
     """
 
     log_probs: Tensor | None = None
     kl_reference: Tensor | None = None
-    kl_old: Tensor | None = None
+    kl_behavior: Tensor | None = None
     entropy: Tensor | None = None
     value: Tensor | None = None
 
@@ -212,7 +212,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Matching:
+class Denoising:
     """A prediction on corrupted samples and how wrong any prediction of that shape is.
 
     Attributes:

@@ -10,7 +10,15 @@ from torch import Tensor
 from genrl_core.errors import GenRLError
 from genrl_core.interfaces.media import Prompt, Reading
 from genrl_core.interfaces.policy import Policy
-from genrl_core.interfaces.records import Others, Plan, Scored, Tensors, Terms, Trajectory, take
+from genrl_core.interfaces.records import (
+    Others,
+    Plan,
+    Scored,
+    Tensors,
+    Terms,
+    Trajectory,
+    select_rows,
+)
 from genrl_core.interfaces.streams import Streams
 
 
@@ -63,7 +71,7 @@ class Sampler(ABC):
             k, b: the network call and the sample of every row.
             want: fields of ``Scored`` to compute.
             others: activates other weight slots, for ``kl_reference``, which is KL(current ||
-                reference), and ``kl_old``, which is KL(old || current).
+                reference), and ``kl_behavior``, which is KL(old || current).
         """
         raise NotImplementedError(f"{type(self).__name__} gives no step densities")
 
@@ -182,7 +190,7 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
         steps = torch.arange(calls, device=plan.device).repeat_interleave(per_call)
         terms = Terms(
             events=events, step=steps.unsqueeze(1).expand_as(events), mask=events > 0,
-            calls=calls, **numbers,
+            num_evals=calls, **numbers,
         )  # fmt: skip
         return Trajectory(cond, self.pack(states, actions), self.finish(states[-1]), terms)
 
@@ -210,7 +218,7 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
     ) -> Scored:  # fmt: skip
         known = cast(AnyPolicy, policy)
         state, action = self.restore(trajectory.trace, k, b)
-        cond = take(trajectory.cond, b)
+        cond = select_rows(trajectory.cond, b)
         compared: dict[str, Transition] = {}
         # Other slots run first: none may change between a forward with gradient and its backward.
         for slot in sorted(others):
@@ -227,7 +235,7 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
             found["value"] = transition.value()
         for slot, other in compared.items():
             # A trust region is around the weights that drew, so their distribution comes first.
-            toward = other.kl(transition) if slot == "old" else transition.kl(other)
+            toward = other.kl(transition) if slot == "lagging" else transition.kl(other)
             found[f"kl_{slot}"] = toward
         return Scored(**found)
 

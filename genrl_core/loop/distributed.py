@@ -69,7 +69,7 @@ class Runtime:
         """The group slots that this rank draws; a group's samples stay on one rank."""
         return list(range(self.rank, groups, self.world_size))
 
-    def gather(self, local: Tensor, columns: Tensor, total: int) -> Tensor:
+    def gather(self, local: Tensor, sample_index: Tensor, total: int) -> Tensor:
         """Per-sample numbers of all ranks, in plan order, equal on every rank.
 
         Args:
@@ -89,7 +89,7 @@ class Runtime:
         dtype = torch.int64 if local.dtype == torch.bool else local.dtype
         whole = torch.zeros(*lead, total, dtype=dtype)
         part = whole[tuple(slice(size) for size in local.shape[:-1])]
-        part[..., columns] = local.to(dtype)
+        part[..., sample_index] = local.to(dtype)
         if self._distributed:
             shared = whole.to(self.device)
             torch.distributed.all_reduce(shared)

@@ -37,7 +37,7 @@ class Evaluation:
 
 def evaluate(
     policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], *, seed: int,
-    num_generations: int, samples_per_forward: int, measures: Mapping[str, Reward],
+    num_generations: int, rollout_batch_size: int, measures: Mapping[str, Reward],
     rewards: Mapping[str, tuple[float, Reward]], runtime: Runtime,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:  # fmt: skip
@@ -54,7 +54,7 @@ def evaluate(
     if rows:
         part = plan.select(plan.group.new_tensor(rows))
         told = _Told(notify, len(rows))
-        media = draw(policy, sampler, part, samples_per_forward, told)[1]
+        media = draw(policy, sampler, part, rollout_batch_size, told)[1]
     pieces = [(r, m) for r, m in runtime.collect((rows, media)) if m is not None]
     order = [row for piece_rows, _ in pieces for row in piece_rows]
     whole = Media.concat([piece for _, piece in pieces])

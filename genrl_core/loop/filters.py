@@ -13,7 +13,7 @@ class GroupFilter:
     """Rejects groups whose rewards hardly differ (Mask-GRPO's "vanishing samples").
 
     A group is rejected when its spread (unbiased standard deviation of its rewards) is not above
-    ``min_spread``, or lies below the ``spread_percentile`` of the spreads seen before it
+    ``min_std``, or lies below the ``std_percentile`` of the spreads seen before it
     (arXiv 2510.13418, section 3.4). The paper leaves three things open; here the history holds the
     last ``history`` spreads, percentiles act after ``warmup`` spreads, and the spreads of rejected
     groups enter the history too: without them the percentile would creep upwards and reject ever
@@ -28,16 +28,16 @@ class GroupFilter:
     def threshold(self) -> float:
         """The spread that a group must reach now."""
         config = self._config
-        if config.spread_percentile is None or len(self._history) < config.warmup:
+        if config.std_percentile is None or len(self._history) < config.warmup:
             return 0.0
-        return float(np.percentile(list(self._history), config.spread_percentile))
+        return float(np.percentile(list(self._history), config.std_percentile))
 
     def keep(self, spread: Tensor) -> list[bool]:
         """Decide on the groups with these spreads (``[P]``), then remember the spreads."""
-        threshold, floor = self.threshold, self._config.min_spread
+        threshold, floor = self.threshold, self._config.min_std
         values = [float(value) for value in spread]
         kept = [v >= threshold and (floor is None or v > floor) for v in values]
-        if self._config.spread_percentile is not None:
+        if self._config.std_percentile is not None:
             self._history.extend(values)
         return kept
 

@@ -7,27 +7,27 @@ from torch import Tensor
 
 from genrl_core.interfaces.media import Media, Prompt
 from genrl_core.interfaces.policy import Policy
-from genrl_core.interfaces.records import Plan, Trajectory, take
+from genrl_core.interfaces.records import Plan, Trajectory, select_rows
 from genrl_core.interfaces.reward import Reward
 from genrl_core.interfaces.reward_values import ask, checked_values
 from genrl_core.interfaces.sampler import Sampler
 
 
 def draw(
-    policy: Policy, sampler: Sampler, plan: Plan, samples_per_forward: int,
+    policy: Policy, sampler: Sampler, plan: Plan, rollout_batch_size: int,
     drawn: Callable[[int], None] = lambda _: None,
 ) -> tuple[Trajectory, Media]:  # fmt: skip
-    """The trajectories and media of a plan's samples, ``samples_per_forward`` at a time.
+    """The trajectories and media of a plan's samples, ``rollout_batch_size`` at a time.
 
     ``drawn`` is told after each part how many samples there are by then.
     """
     trajectories, media = [], []
     with torch.no_grad():
-        for start in range(0, len(plan), samples_per_forward):
-            part = plan.select(torch.arange(len(plan))[start : start + samples_per_forward])
+        for start in range(0, len(plan), rollout_batch_size):
+            part = plan.select(torch.arange(len(plan))[start : start + rollout_batch_size])
             used, index = torch.unique(part.group, return_inverse=True)
             encoded = policy.encode([plan.prompts[g] for g in used.tolist()])
-            trajectory = sampler.rollout(policy, take(encoded, index), part)
+            trajectory = sampler.rollout(policy, select_rows(encoded, index), part)
             trajectories.append(trajectory)
             media.append(policy.decode(trajectory.final))
             drawn(start + len(part))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from genrl_core.errors import GenRLError
 from genrl_core.interfaces.batch import Batch
-from genrl_core.interfaces.records import Tensors, fold
+from genrl_core.interfaces.records import Tensors, split_evals
 from genrl_core.loop.distributed import Runtime
 
 Loss = Callable[[Batch], tuple[Tensor, Tensors]]
@@ -32,7 +32,7 @@ class View(Protocol):
     """One way to see a rollout as numbers: K calls of M terms for this rank's samples."""
 
     @property
-    def calls(self) -> int: ...
+    def num_evals(self) -> int: ...
 
     def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
         """The differentiable numbers of rows, ``[R, M]`` each; ``b`` counts local samples."""
@@ -75,8 +75,8 @@ class _Chunk(NamedTuple):
 
 
 def accumulate(
-    view: View, batch: Batch, loss: Loss, columns: Tensor, runtime: Runtime, *,
-    separable: bool, rows_per_forward: int, recorded: Tensors | None = None,
+    view: View, batch: Batch, loss: Loss, sample_index: Tensor, runtime: Runtime, *,
+    separable: bool, micro_batch_size: int, recorded: Tensors | None = None,
 ) -> Outcome:  # fmt: skip
     """Add the gradient of ``loss`` to the parameters that ``view`` reaches.
 
@@ -87,24 +87,25 @@ def accumulate(
         columns: ``[b]`` int64, where this rank's samples stand among the B of the batch.
         runtime: gathers the numbers of the other ranks.
         separable: whether the loss is a sum over terms.
-        rows_per_forward: rows in one forward with gradient.
+        micro_batch_size: rows in one forward with gradient.
         recorded: ``[K * M, B]`` numbers known to hold under the current weights, if they are.
 
     Raises:
         GenRLError: the loss is said to be separable, and its chunks do not add up to it.
     """
-    chunks = _chunks(view, batch, columns, rows_per_forward)
+    chunks = _chunks(view, batch, sample_index, micro_batch_size)
     if separable:
-        return _one_pass(view, batch, loss, chunks, columns, runtime, recorded)
+        return _one_pass(view, batch, loss, chunks, sample_index, runtime, recorded)
     names = view.blank(batch).keys()
     if recorded is None or recorded.keys() != names:
-        recorded = evaluate(view, batch, columns, runtime, rows_per_forward)
+        recorded = evaluate(view, batch, sample_index, runtime, micro_batch_size)
     leaf = {name: recorded[name].clone().requires_grad_(True) for name in names}
     return _two_passes(view, batch, loss, chunks, leaf, runtime)
 
 
 def _one_pass(
-    view: View, batch: Batch, loss: Loss, chunks: list[_Chunk], columns: Tensor, runtime: Runtime,
+    view: View, batch: Batch, loss: Loss, chunks: list[_Chunk], sample_index: Tensor, runtime:
+    Runtime,
     recorded: Tensors | None,
 ) -> Outcome:  # fmt: skip
     """Chunk by chunk: fresh numbers in the chunk's places, the whole batch's denominators."""
@@ -125,7 +126,7 @@ def _one_pass(
         slopes.append(_slopes(fresh, {n: each.grad for n, each in fresh.items()}))
         _write(values, fresh, place)
     drift = _drift(values, recorded, chunks) if recorded else None
-    values = _share(values, fields, columns, runtime)
+    values = _share(values, fields, sample_index, runtime)
     every = [part for rank in runtime.collect(parts) for part in rank]
     moves = _moves(slopes, runtime)
     if len(chunks) != 1 or runtime.world_size > 1:  # a chunk that is alone has said all of it
@@ -189,7 +190,7 @@ def _check_parts(
             f"the losses of {len(parts)} chunks add up to {added:.6g}, and that of the whole batch "
             f"is {whole:.6g}; their gradients differ by up to {gap:.3g}, of {steepest:.3g}. An "
             "objective that says separable = True couples terms or samples, so that its gradient "
-            "would depend on train.rows_per_forward: leave separable at False there, or build the "
+            "would depend on train.micro_batch_size: leave separable at False there, or build the "
             "loss from batch.reduce of a number per term alone"
         )
 
@@ -224,29 +225,29 @@ def _two_passes(
 
 
 def evaluate(
-    view: View, batch: Batch, columns: Tensor, runtime: Runtime, rows_per_forward: int
+    view: View, batch: Batch, sample_index: Tensor, runtime: Runtime, micro_batch_size: int
 ) -> Tensors:
     """The numbers of all trained rows without gradient, ``[K * M, B]`` each, on every rank."""
     blank = view.blank(batch)
     values = {name: matrix.clone() for name, matrix in blank.items()}
     with torch.no_grad():
-        for k, b, place in _chunks(view, batch, columns, rows_per_forward):
+        for k, b, place in _chunks(view, batch, sample_index, micro_batch_size):
             _write(values, view.evaluate(k, b), place)
-    return _share(values, blank, columns, runtime)
+    return _share(values, blank, sample_index, runtime)
 
 
-def _chunks(view: View, batch: Batch, columns: Tensor, size: int) -> list[_Chunk]:
+def _chunks(view: View, batch: Batch, sample_index: Tensor, size: int) -> list[_Chunk]:
     """This rank's trained rows, call by call, in pieces of ``size``."""
     mask = batch.mask & batch.valid
     blank = next(iter(view.blank(batch).values()))
     if mask.shape != blank.shape:  # weighted sums over draws: every draw of them is a row
         mask = mask.repeat(len(blank) // len(mask), 1)
-    k, b = fold(mask[:, columns], view.calls).any(1).nonzero(as_tuple=True)
-    per_call = torch.arange(len(blank) // max(view.calls, 1))
+    k, b = split_evals(mask[:, sample_index], view.num_evals).any(1).nonzero(as_tuple=True)
+    per_call = torch.arange(len(blank) // max(view.num_evals, 1))
     chunks = []
     for start in range(0, len(k), size):
         ks, bs = k[start : start + size], b[start : start + size]
-        place = (ks.unsqueeze(1) * len(per_call) + per_call, columns[bs].unsqueeze(1))
+        place = (ks.unsqueeze(1) * len(per_call) + per_call, sample_index[bs].unsqueeze(1))
         chunks.append(_Chunk(ks, bs, place))
     return chunks
 
@@ -256,12 +257,12 @@ def _write(values: Tensors, fresh: Tensors, place: tuple[Tensor, Tensor]) -> Non
         matrix[place] = fresh[name].detach().to(matrix)
 
 
-def _share(values: Tensors, blank: Tensors, columns: Tensor, runtime: Runtime) -> Tensors:
+def _share(values: Tensors, blank: Tensors, sample_index: Tensor, runtime: Runtime) -> Tensors:
     """Every rank's own columns, on every rank."""
     if runtime.world_size == 1:
         return values
     total = next(iter(blank.values())).shape[1]
-    return {n: runtime.gather(m[:, columns], columns, total) for n, m in values.items()}
+    return {n: runtime.gather(m[:, sample_index], sample_index, total) for n, m in values.items()}
 
 
 def _drift(values: Tensors, leaf: Tensors, chunks: list[_Chunk]) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from genrl_core.errors import GenRLError, PluginError
 from genrl_core.interfaces.batch import Batch
 from genrl_core.interfaces.configs import ObjectiveConfig
-from genrl_core.interfaces.objective import Objective, Replay
+from genrl_core.interfaces.objective import Objective, SamplerBackprop
 from genrl_core.interfaces.policy import Policy
 from genrl_core.interfaces.records import Others, Tensors
 from genrl_core.interfaces.reward import Reward
@@ -23,15 +23,17 @@ from genrl_core.loop.reward_view import RewardView, replayed
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig, TrainConfig
 from genrl_core.loop.steps import choose_calls
-from genrl_core.loop.views import BoundView, MatchingView, StepsView
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.views import DenoisingView, ElboView, StepsView
+from genrl_core.loop.weights import WeightSets
 
-SCORED = frozenset({"kl_reference", "kl_old", "entropy", "value"})
-_OLDER = frozenset({"old", "reference"})
+SCORED = frozenset({"kl_reference", "kl_behavior", "entropy", "value"})
+_OLDER = frozenset({"old_log_probs", "reference"})
 _GIVEN = {
-    "steps": _OLDER | SCORED, "bound": _OLDER, "matching": frozenset({"error_weights"}),
+    "steps": _OLDER | SCORED, "elbo": _OLDER, "denoising": frozenset({"error_weights"}),
 }  # fmt: skip
 """By view: what an objective may name in ``needs``."""
+_PURPOSES = {"elbo": "corrupt/bound", "denoising": "corrupt/matching"}
+"""By view: the random streams of its corruptions, under the names of older runs."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,20 @@ class Side:
         return tuple(mix for _, _, objective in self.members for mix in objective.mixtures)
 
     @property
-    def replay(self) -> Replay:
+    def backprop(self) -> SamplerBackprop:
         """How the samples of the view ``reward`` are drawn again: alike for all members.
 
         Raises:
             GenRLError: an objective of that view does not say how.
         """
         label, _, objective = self.members[0]
-        if objective.replay is None:
+        if objective.backprop is None:
             raise GenRLError(
                 f"objective {label} reads the view reward and has no replay: give the class an "
-                "attribute replay = Replay(...), which says what is drawn again with gradient"
+                "attribute replay = SamplerBackprop(...), which says what is drawn again with "
+                "gradient"
             )
-        return objective.replay
+        return objective.backprop
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensors]:
         """The weighted sum of the members' losses, and their metrics as ``label/name``."""
@@ -93,7 +96,7 @@ def sides_of(members: Iterable[tuple[str, str, float, Objective]]) -> list[Side]
     Raises:
         GenRLError: an objective needs a field that its view does not give.
     """
-    found: dict[tuple[str, Replay | None], list[tuple[str, float, Objective]]] = {}
+    found: dict[tuple[str, SamplerBackprop | None], list[tuple[str, float, Objective]]] = {}
     for view, label, weight, objective in members:
         given = _GIVEN.get(view, frozenset())
         if missing := sorted(objective.needs - given):
@@ -101,7 +104,7 @@ def sides_of(members: Iterable[tuple[str, str, float, Objective]]) -> list[Side]
                 f"objective {label} needs {', '.join(missing)}, and the view {view} gives "
                 f"{', '.join(sorted(given)) or 'no optional field'}: correct its attribute needs"
             )
-        found.setdefault((view, objective.replay), []).append((label, weight, objective))
+        found.setdefault((view, objective.backprop), []).append((label, weight, objective))
     return [Side(view, tuple(together)) for (view, _), together in found.items()]
 
 
@@ -124,7 +127,7 @@ class Preparer:
 
     policy: Policy
     sampler: Sampler
-    slots: Slots
+    weight_sets: WeightSets
     train: TrainConfig
     runtime: Runtime
     rewards: Mapping[str, tuple[float, Reward]]
@@ -133,37 +136,43 @@ class Preparer:
     @property
     def others(self) -> Others:
         """What activates the weight slots that a KL or a mixture is taken with."""
-        names = [name for name in ("reference", "old") if name in self.slots]
-        return {name: partial(self.slots.active, name) for name in names}
+        names = [name for name in ("reference", "lagging") if name in self.weight_sets]
+        return {name: partial(self.weight_sets.using, name) for name in names}
 
     def __call__(self, side: Side, rollout: Rollout, advantage: Tensor, update: int) -> Prepared:
         """What ``side`` needs at an update; ``advantage`` is ``[B]``."""
         if side.view == "steps":
             return self._steps(side, rollout, advantage)
-        if side.view in ("bound", "matching"):
+        if side.view in ("elbo", "denoising"):
             return self._draws(side, rollout, advantage, update)
         return self._reward(side, rollout, advantage, update)
 
     def _steps(self, side: Side, rollout: Rollout, advantage: Tensor) -> Prepared:
         terms, total = rollout.terms, len(rollout.reward)
-        chosen, weight = choose_calls(self.train.steps, terms.calls, rollout.streams("steps"))
-        per_call = len(terms.mask) // max(terms.calls, 1)
+        chosen, weight = choose_calls(self.train.steps, terms.num_evals, rollout.streams("steps"))
+        per_call = len(terms.mask) // max(terms.num_evals, 1)
         spread = partial(torch.repeat_interleave, repeats=per_call, dim=0)
-        gather = partial(self.runtime.gather, columns=rollout.columns, total=total)
+        gather = partial(self.runtime.gather, sample_index=rollout.sample_index, total=total)
         selected = terms.mask & spread(gather(chosen.cpu()))
         weight = spread(gather(weight.cpu())).to(terms.log_probs)
         ones = torch.ones_like(terms.log_probs)
         batch = _batch(
-            rollout, advantage, ones, log_probs=terms.log_probs, old=terms.log_probs,
+            rollout, advantage, ones, log_probs=terms.log_probs, old_log_probs=terms.log_probs,
             events=terms.events, step=terms.step, mask=selected,
-            population=terms.mask if self.train.steps.importance else selected,
+            denominator_mask=terms.mask if self.train.steps.importance else selected,
             weight=weight if terms.weight is None else weight * terms.weight,
             scale=ones if terms.scale is None else terms.scale,
             duration=ones if terms.duration is None else terms.duration, old_value=terms.value,
         )  # fmt: skip
         want = frozenset({"log_probs"}) | (side.needs & SCORED)
         view = StepsView(
-            self.policy, self.sampler, rollout.trajectory, want, self.others, terms.calls, per_call
+            self.policy,
+            self.sampler,
+            rollout.trajectory,
+            want,
+            self.others,
+            terms.num_evals,
+            per_call,
         )
         if "reference" in side.needs:
             plain = replace(view, want=frozenset({"log_probs"}), others={})
@@ -175,37 +184,41 @@ class Preparer:
 
     def _draws(self, side: Side, rollout: Rollout, advantage: Tensor, update: int) -> Prepared:
         draws, trajectory = self.train.draws, rollout.trajectory
-        streams = rollout.streams(f"corrupt/{side.view}/{update}")
+        purpose = _PURPOSES[side.view]
+        streams = rollout.streams(f"{purpose}/{update}")
         corruption = self.policy.corrupt(
-            trajectory.final, streams.joined(rollout.streams(f"corrupt/{side.view}")),
+            trajectory.final, streams.joined(rollout.streams(purpose)),
             draws, update, self.train.num_updates,
         )  # fmt: skip
-        gather = partial(self.runtime.gather, columns=rollout.columns, total=len(rollout.reward))
-        own = corruption.get("weight", torch.ones(draws, len(rollout.columns))).cpu()
+        gather = partial(
+            self.runtime.gather, sample_index=rollout.sample_index, total=len(rollout.reward)
+        )
+        own = corruption.get("weight", torch.ones(draws, len(rollout.sample_index))).cpu()
         weights = gather(own.to(_dtype(self.policy)))
         events = torch.ones(draws, 1, len(rollout.reward), dtype=torch.int64)
-        view: BoundView | MatchingView
-        if side.view == "bound":
+        view: ElboView | DenoisingView
+        if side.view == "elbo":
             if (given := corruption.get("events")) is not None:
                 events = gather(given.transpose(1, 2).cpu())
-            view = BoundView(self.policy, trajectory, corruption, draws, events.shape[1])
+            view = ElboView(self.policy, trajectory, corruption, draws, events.shape[1])
         else:
-            view = MatchingView(
+            view = DenoisingView(
                 self.policy, trajectory, corruption, draws, side.mixtures, self.others,
                 weighted="error_weights" in side.needs,
             )  # fmt: skip
-        combined = side.view == "bound" and self.policy.combine_draws
+        combined = side.view == "elbo" and self.policy.combine_draws
         events, weight, step = _draw_terms(events, weights, combined)
         ones, mask = torch.ones_like(weight), events > 0
         batch = _batch(
-            rollout, advantage, ones, events=events, mask=mask, population=mask, weight=weight,
+            rollout, advantage, ones, events=events, mask=mask, denominator_mask=mask,
+            weight=weight,
             step=step, draw_weight=weights,
         )  # fmt: skip
         recorded = None
-        if "old" in side.needs:
+        if "old_log_probs" in side.needs:
             recorded = self._evaluate(view, batch, rollout)
             old = view.insert(batch, recorded).log_probs
-            batch = replace(batch, old=old, log_probs=old)
+            batch = replace(batch, old_log_probs=old, log_probs=old)
         if "reference" in side.needs:
             batch = replace(batch, reference=self._under("reference", view, batch, rollout))
         return Prepared(view, batch, recorded)
@@ -215,31 +228,31 @@ class Preparer:
 
         Of samples that end earlier they come from a pass without gradient.
         """
-        steps, stop = replayed(side.replay, rollout.streams(f"replay/{update}"))
+        steps, stop = replayed(side.backprop, rollout.streams(f"replay/{update}"))
         applies = {name: ~each.isnan() for name, (_, each) in rollout.rewards.items()}
-        given = {n: applies.get(n, rollout.valid)[rollout.columns] for n in self.rewards}
+        given = {n: applies.get(n, rollout.valid)[rollout.sample_index] for n in self.rewards}
         known = {
             n: rollout.rewards.get(n, (w, rollout.reward)) for n, (w, _) in self.rewards.items()
         }
         shares = shares_of(self.advantage, known, rollout.valid, rollout.group)
         view = RewardView(
             self.policy, self.sampler, rollout.trajectory, rollout.parts, self.rewards, given,
-            steps, stop, shares={n: share.at(rollout.columns) for n, share in shares.items()},
+            steps, stop, shares={n: share.at(rollout.sample_index) for n, share in shares.items()},
         )  # fmt: skip
         one = torch.ones(1, len(rollout.reward), dtype=_dtype(self.policy))
         batch = _batch(rollout, advantage, one)
         if update or not rollout.on_policy:
             return Prepared(view, batch, None)
-        drawn = view if side.replay.stop else replace(view, again=False)
+        drawn = view if side.backprop.stop else replace(view, again=False)
         return Prepared(view, batch, self._evaluate(drawn, batch, rollout))
 
     def _evaluate(self, view: gradient.View, batch: Batch, rollout: Rollout) -> Tensors:
-        rows = self.train.rows_per_forward
-        return gradient.evaluate(view, batch, rollout.columns, self.runtime, rows)
+        rows = self.train.micro_batch_size
+        return gradient.evaluate(view, batch, rollout.sample_index, self.runtime, rows)
 
     def _under(self, slot: str, view: gradient.View, batch: Batch, rollout: Rollout) -> Tensor:
         """The numbers of the view under another weight slot."""
-        with self.slots.active(slot):
+        with self.weight_sets.using(slot):
             return view.insert(batch, self._evaluate(view, batch, rollout)).log_probs
 
 

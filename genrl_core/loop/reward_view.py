@@ -9,9 +9,9 @@ from torch import Tensor
 from genrl_core.errors import GenRLError, RewardError
 from genrl_core.interfaces.batch import Batch
 from genrl_core.interfaces.media import Prompt
-from genrl_core.interfaces.objective import Replay
+from genrl_core.interfaces.objective import SamplerBackprop
 from genrl_core.interfaces.policy import Policy
-from genrl_core.interfaces.records import Plan, Tensors, Trajectory, take
+from genrl_core.interfaces.records import Plan, Tensors, Trajectory, select_rows
 from genrl_core.interfaces.reward import Reward
 from genrl_core.interfaces.reward_values import ask
 from genrl_core.interfaces.sampler import Sampler
@@ -28,7 +28,7 @@ class RewardView:
 
     A sample's random stream depends on nothing but its place in the plan, so drawing it again under
     the same weights gives the same sample, and this time the last ``steps`` of its steps keep their
-    graph. A chunk holds the graph of its own rows: ``train.rows_per_forward`` samples of ``steps``
+    graph. A chunk holds the graph of its own rows: ``train.micro_batch_size`` samples of ``steps``
     network calls each. Conditions are those of the rollout, without gradient.
 
     Attributes:
@@ -55,7 +55,7 @@ class RewardView:
     shares: Mapping[str, Share] = field(default_factory=dict)
 
     @property
-    def calls(self) -> int:
+    def num_evals(self) -> int:
         return 1
 
     def evaluate(self, k: Tensor, b: Tensor) -> Tensors:  # noqa: ARG002  # one call per sample
@@ -78,8 +78,8 @@ class RewardView:
 
     def _final(self, plan: Plan, b: Tensor, steps: int, stop: int) -> Tensors:
         if not self.again:
-            return take(self.trajectory.final, b)
-        cond = take(self.trajectory.cond, b)
+            return select_rows(self.trajectory.final, b)
+        cond = select_rows(self.trajectory.cond, b)
         # A sampler switches the gradient on by itself: a pass without gradient asks for 0 steps.
         steps = steps if torch.is_grad_enabled() else 0
         if stop == END:
@@ -134,15 +134,15 @@ def reward_gradient(
     return value
 
 
-def replayed(replay: Replay, streams: Streams) -> tuple[Tensor, Tensor]:
+def replayed(backprop: SamplerBackprop, streams: Streams) -> tuple[Tensor, Tensor]:
     """``steps`` and ``stop`` of every sample, ``[b]`` int64 each, from its own random stream."""
     share = streams.uniform(2).double().cpu()
-    steps = torch.full((len(share),), replay.steps)
-    if replay.random_steps:
-        steps = 1 + (share[:, 0] * replay.steps).long()
-    if replay.stop is None:
+    steps = torch.full((len(share),), backprop.steps)
+    if backprop.random_steps:
+        steps = 1 + (share[:, 0] * backprop.steps).long()
+    if backprop.stop is None:
         return steps, torch.full_like(steps, END)
-    first, end = replay.stop
+    first, end = backprop.stop
     return steps, first + (share[:, 1] * (end - first)).long()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genrl_core.errors import GenRLError
 from genrl_core.interfaces.media import Media, Prompt
-from genrl_core.interfaces.records import Plan, Tensors, Terms, Trajectory, fold
+from genrl_core.interfaces.records import Plan, Tensors, Terms, Trajectory, split_evals
 from genrl_core.interfaces.reward import Reward
 from genrl_core.interfaces.sampler import Sampler
 from genrl_core.interfaces.streams import Streams
@@ -18,7 +18,7 @@ from genrl_core.loop.distributed import Runtime
 from genrl_core.loop.filters import GroupFilter
 from genrl_core.loop.generate import draw, judge
 from genrl_core.loop.settings import AdvantageConfig, FilterConfig
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Rollout:
     """
 
     trajectory: Trajectory
-    columns: Tensor
+    sample_index: Tensor
     terms: Terms
     reward: Tensor
     valid: Tensor
@@ -64,7 +64,7 @@ class Rollout:
 @dataclass(frozen=True)
 class _Part:
     trajectory: Trajectory
-    columns: Tensor
+    sample_index: Tensor
     plan: Plan
     media: Media
     terms: Terms
@@ -79,13 +79,13 @@ class Collector:
     def __init__(
         self, sampler: Sampler, rewards: Mapping[str, tuple[float, Reward]],
         group_filter: GroupFilter, config: FilterConfig, runtime: Runtime,
-        samples_per_forward: int, slots: Slots, slot: str = "current",
+        rollout_batch_size: int, weight_sets: WeightSets, slot: str = "current",
         advantage: AdvantageConfig | None = None,
     ):  # fmt: skip
         self._sampler, self._rewards = sampler, rewards
         self._filter, self._config, self._runtime = group_filter, config, runtime
-        self._samples_per_forward = samples_per_forward
-        self._slots, self._slot = slots, slot
+        self._rollout_batch_size = rollout_batch_size
+        self._weight_sets, self._slot = weight_sets, slot
         self._advantage = advantage or AdvantageConfig()
         self._seconds = {"rollout": 0.0, "reward": 0.0}
 
@@ -118,8 +118,8 @@ class Collector:
         rows = mine.nonzero().flatten()
         start = time.perf_counter()
         local = plan.select(rows)
-        with self._slots.active(self._slot) as policy:
-            trajectory, media = draw(policy, self._sampler, local, self._samples_per_forward)
+        with self._weight_sets.using(self._slot) as policy:
+            trajectory, media = draw(policy, self._sampler, local, self._rollout_batch_size)
         if not own:
             rows, none = rows[:0], rows[:0]
             trajectory, media, local = trajectory.select(none), media.select([]), plan.select(none)
@@ -131,7 +131,7 @@ class Collector:
         return _Part(trajectory, rows, local, media, terms, rewards, plan.group, len(plan))
 
     def _judge(
-        self, media: Media, prompts: Sequence[Prompt], columns: Tensor, total: int
+        self, media: Media, prompts: Sequence[Prompt], sample_index: Tensor, total: int
     ) -> Tensors:
         failure, found = None, {}
         try:
@@ -141,15 +141,15 @@ class Collector:
         for other in self._runtime.collect(failure):
             if other is not None:
                 raise other
-        return {n: self._runtime.gather(v, columns, total) for n, v in found.items()}
+        return {n: self._runtime.gather(v, sample_index, total) for n, v in found.items()}
 
-    def _share(self, terms: Terms, columns: Tensor, total: int) -> Terms:
-        calls = max(self._runtime.collect(terms.calls))
+    def _share(self, terms: Terms, sample_index: Tensor, total: int) -> Terms:
+        calls = max(self._runtime.collect(terms.num_evals))
         shared: Tensors = {}
         for name, matrix in terms.matrices():
-            folded = fold(matrix.cpu(), terms.calls)
-            shared[name] = self._runtime.gather(folded, columns, total).flatten(0, 1)
-        return replace(terms, calls=calls).with_matrices(shared)
+            folded = split_evals(matrix.cpu(), terms.num_evals)
+            shared[name] = self._runtime.gather(folded, sample_index, total).flatten(0, 1)
+        return replace(terms, num_evals=calls).with_matrices(shared)
 
     def _total(self, part: _Part) -> tuple[Tensor, Tensor]:
         """The one reward of every sample, and whether it has those that apply to its prompt.
@@ -186,19 +186,19 @@ class Collector:
         spread: Tensor,
     ) -> Rollout:  # fmt: skip
         trajectories, media, plans, prompts = [], [], [], []
-        columns, rewards, validity, groups, terms = [], [], [], [], []
+        sample_index, rewards, validity, groups, terms = [], [], [], [], []
         offset = first_group = 0
         drawn = []
         for part, (reward, valid), keep in zip(parts, totals, kept, strict=True):
             drawn.append(self._weighted_sum(part, reward)[valid])
             inside = keep[part.group]
             order = inside.cumsum(0) - 1
-            local = inside[part.columns].nonzero().flatten()
+            local = inside[part.sample_index].nonzero().flatten()
             trajectories.append(part.trajectory.select(local))
             media.append(part.media.select(local.tolist()))
             plans.append(part.plan.select(local))
             prompts += plans[-1].sample_prompts()
-            columns.append(order[part.columns[local]] + offset)
+            sample_index.append(order[part.sample_index[local]] + offset)
             rewards.append(reward[inside])
             validity.append(valid[inside])
             groups.append((keep.cumsum(0) - 1)[part.group[inside]] + first_group)
@@ -214,7 +214,8 @@ class Collector:
         }  # fmt: skip
         metrics = self._metrics(parts, torch.cat(drawn), spread, torch.cat(kept))
         return Rollout(
-            Trajectory.concat(trajectories), torch.cat(columns), Trajectory.concat(terms).terms,
+            Trajectory.concat(trajectories), torch.cat(sample_index),
+            Trajectory.concat(terms).terms,
             reward, torch.cat(validity), torch.cat(groups), tuple(plans), Media.concat(media),
             tuple(prompts), metrics, self._problem(parts, totals), self._slot == "current", apart,
             _prompt_ids(parts, kept),

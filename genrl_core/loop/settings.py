@@ -64,10 +64,10 @@ class AdvantageConfig(Schema):
 class FilterConfig(Schema):
     """Which groups of samples are learned from; the spread of a group is its rewards' deviation."""
 
-    min_spread: NonNegative | None = Field(
+    min_std: NonNegative | None = Field(
         None, description="groups whose reward spread is not above this are rejected; 0 for equal"
     )
-    spread_percentile: Annotated[float, Field(gt=0, lt=100)] | None = Field(
+    std_percentile: Annotated[float, Field(gt=0, lt=100)] | None = Field(
         None, description="groups below this percentile of past spreads are rejected"
     )
     history: Count = Field(500, description="how many past spreads the percentile looks at")
@@ -81,7 +81,7 @@ class FilterConfig(Schema):
 
     @property
     def active(self) -> bool:
-        return self.min_spread is not None or self.spread_percentile is not None
+        return self.min_std is not None or self.std_percentile is not None
 
 
 class LoraConfig(Schema):
@@ -94,7 +94,7 @@ class LoraConfig(Schema):
     )
 
 
-class FollowConfig(Schema):
+class EmaConfig(Schema):
     """A slot that follows the current weights, once per iteration."""
 
     decay: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -111,12 +111,12 @@ class FollowConfig(Schema):
     )
 
     @model_validator(mode="after")
-    def _of_a_ramp(self) -> "FollowConfig":
+    def _of_a_ramp(self) -> "EmaConfig":
         if self.ramp is None and (self.start or self.flat):
             raise ValueError("start and flat say where a ramp begins, and there is no ramp: add it")
         return self
 
-    def share(self, iteration: int) -> float:
+    def decay_at(self, iteration: int) -> float:
         """What the slot keeps after ``iteration`` iterations."""
         if self.ramp is None:
             return self.decay
@@ -127,11 +127,11 @@ class WeightsConfig(Schema):
     """Weight slots beside the current one. The reference slot exists whenever it is needed."""
 
     lora: LoraConfig | None = Field(None, description="train adapters; the rest is frozen")
-    ema: FollowConfig | None = Field(
+    ema: EmaConfig | None = Field(
         None, description="an average of the weights, which evaluations and samples then use"
     )
-    old: FollowConfig = Field(
-        FollowConfig(decay=0.0), description="the lagging weights that some objectives draw with"
+    lagging: EmaConfig = Field(
+        EmaConfig(decay=0.0), description="the lagging weights that some objectives draw with"
     )
 
 
@@ -177,14 +177,14 @@ class TrainConfig(Schema):
     weight_decay: NonNegative = Field(0.0, description="on matrices; never on biases and norms")
     max_grad_norm: Positive | None = Field(1.0, description="gradients are clipped to this norm")
     steps: StepsConfig = StepsConfig()
-    draws: Count = Field(1, description="corruption draws per sample, for bound and matching")
-    rows_per_forward: Count = Field(
+    draws: Count = Field(1, description="corruption draws per sample, for elbo and denoising")
+    micro_batch_size: Count = Field(
         512,
         description="rows (call, sample) in one training forward: the memory of an update; where "
         "the reward is differentiated, samples with the graph of all their steps that have one",
         json_schema_extra=NEUTRAL,
     )
-    samples_per_forward: Count = Field(
+    rollout_batch_size: Count = Field(
         512, description="samples drawn together in a rollout", json_schema_extra=NEUTRAL
     )
     drift_tolerance: Positive | None = Field(

@@ -27,9 +27,9 @@ from genrl_core.loop.optim import build_optimizer, build_scheduler
 from genrl_core.loop.plan import training_plan
 from genrl_core.loop.preparation import Side, build_objective, sides_of
 from genrl_core.loop.rollout import Collector, Rollout
-from genrl_core.loop.settings import FollowConfig
+from genrl_core.loop.settings import EmaConfig
 from genrl_core.loop.update import Learner
-from genrl_core.loop.weights import Slots, fingerprint
+from genrl_core.loop.weights import WeightSets, fingerprint
 from genrl_core.recipe.check import negotiate, resolve_views
 from genrl_core.recipe.identity import refusal
 from genrl_core.recipe.problems import raise_if
@@ -103,33 +103,34 @@ class Trainer:
         self.held_out = load_prompts(held_out) if held_out else ()
         self._sides = _sides(recipe)
         base = fingerprint(self.policy.network)
-        self.slots = Slots(self.policy, recipe.weights.lora, recipe.run.seed)
-        self.runtime.broadcast_(p.data for p in self.slots.trainable.values())
+        self.weight_sets = WeightSets(self.policy, recipe.weights.lora, recipe.run.seed)
+        self.runtime.broadcast_(p.data for p in self.weight_sets.trainable.values())
         needs = frozenset().union(*(side.needs for side in self._sides))
         mixed = {slot for side in self._sides for mix in side.mixtures for slot in mix}
         reference = bool(needs & {"reference", "kl_reference"}) or "reference" in mixed
         if reference:
-            self.slots.freeze("reference")
+            self.weight_sets.snapshot("reference")
         # What a checkpoint does not hold must be the same when a run is resumed.
         self._base_hash = base if reference or recipe.weights.lora is not None else ""
         members = [objective for side in self._sides for _, _, objective in side.members]
         draws = {objective.draw_with for objective in members}
-        self._followers: dict[str, FollowConfig] = {}
-        if "old" in draws or "old" in mixed or "kl_old" in needs:
-            self._followers["old"] = recipe.weights.old
-        if "kl_old" in needs and "old" not in draws and recipe.weights.old.decay > 0:
+        self._followers: dict[str, EmaConfig] = {}
+        if "lagging" in draws or "lagging" in mixed or "kl_behavior" in needs:
+            self._followers["lagging"] = recipe.weights.lagging
+        if "kl_behavior" in needs and "lagging" not in draws and recipe.weights.lagging.decay > 0:
             raise RecipeError(
-                f"{recipe.place('weights', 'old')}: weights.old: decay is "
-                f"{recipe.weights.old.decay:g}, but the trust region is around the weights that "
-                "drew the samples, the current ones here: leave weights.old out"
+                f"{recipe.place('weights', 'lagging')}: weights.lagging: decay is "
+                f"{recipe.weights.lagging.decay:g}, but the trust region is around the weights "
+                f"that "
+                "drew the samples, the current ones here: leave weights.lagging out"
             )
         if recipe.weights.ema is not None:
             self._followers["ema"] = recipe.weights.ema
         for name in self._followers:
-            self.slots.freeze(name)
-        parameters = list(self.slots.trainable.values())
+            self.weight_sets.snapshot(name)
+        parameters = list(self.weight_sets.trainable.values())
         self.optimizer = (
-            build_optimizer(self.slots.trainable.items(), recipe.train)
+            build_optimizer(self.weight_sets.trainable.items(), recipe.train)
             if optimizer is None
             else optimizer(parameters)
         )
@@ -137,11 +138,13 @@ class Trainer:
         self._filter = GroupFilter(recipe.filter)
         self._collector = Collector(
             self.sampler, self.rewards, self._filter, recipe.filter, self.runtime,
-            recipe.train.samples_per_forward, self.slots, "old" if "old" in draws else "current",
+            recipe.train.rollout_batch_size, self.weight_sets,
+            "lagging" if "lagging" in draws else "current",
             recipe.advantage,
         )  # fmt: skip
         self._learner = Learner(
-            self.policy, self.sampler, self.slots, self._sides, recipe.train, recipe.advantage,
+            self.policy, self.sampler, self.weight_sets, self._sides, recipe.train,
+            recipe.advantage,
             self.optimizer, self._scheduler, self.runtime, self.rewards,
         )  # fmt: skip
         self.iteration = 0
@@ -203,7 +206,7 @@ class Trainer:
             self._barren += problem is not None or not rollout.valid.any()
         else:
             for name, follow in self._followers.items():
-                self.slots.advance(name, follow.share(self.iteration))
+                self.weight_sets.ema_update(name, follow.decay_at(self.iteration))
         self._guard(problem)
         now = time.perf_counter()
         metrics = {"iteration": float(self.iteration), "learning_rate": rate} | rollout.metrics
@@ -258,13 +261,13 @@ class Trainer:
             return evaluate(
                 policy, sampler, self.held_out, seed=recipe.run.seed,
                 num_generations=recipe.evaluate.num_generations,
-                samples_per_forward=recipe.train.samples_per_forward, measures=self.measures,
+                rollout_batch_size=recipe.train.rollout_batch_size, measures=self.measures,
                 rewards=self.rewards, runtime=self.runtime, notify=self._notify,
             )  # fmt: skip
 
     def in_use(self) -> AbstractContextManager[Policy]:
         """The policy under the weights that evaluations and samples use: the average, if any."""
-        return self.slots.active(self.slot_in_use)
+        return self.weight_sets.using(self.slot_in_use)
 
     @property
     def slot_in_use(self) -> str:
@@ -286,8 +289,8 @@ class Trainer:
             "idle": self._idle,
             "barren": self._barren,
         }
-        groups = {"policy": self.slots.state_dict(), "optimizer": tensors}
-        groups |= {f"slot_{name}": self.slots.state_dict(name) for name in self._followers}
+        groups = {"policy": self.weight_sets.state_dict(), "optimizer": tensors}
+        groups |= {f"slot_{name}": self.weight_sets.state_dict(name) for name in self._followers}
         checkpoint.save(folder, self.iteration, groups, state, self.recipe.save.keep)
 
     def check(self, snapshot: checkpoint.Snapshot, *, to_learn: bool = True) -> None:
@@ -310,9 +313,9 @@ class Trainer:
                     "other weights than when the run began"
                 )
             try:
-                self.slots.check(tensors["policy"])
+                self.weight_sets.check(tensors["policy"])
                 for name in self._followers:
-                    self.slots.check(tensors[f"slot_{name}"], name)
+                    self.weight_sets.check(tensors[f"slot_{name}"], name)
             except ValueError as error:
                 raise CheckpointError(f"{path} holds another network: {error}") from error
             if to_learn:
@@ -334,9 +337,9 @@ class Trainer:
         """
         self.check(snapshot, to_learn=to_learn)
         state, tensors = snapshot.state, snapshot.tensors
-        self.slots.load_state_dict(tensors["policy"])
+        self.weight_sets.load_state_dict(tensors["policy"])
         for name in self._followers:
-            self.slots.load_state_dict(tensors[f"slot_{name}"], name)
+            self.weight_sets.load_state_dict(tensors[f"slot_{name}"], name)
         if not to_learn:
             return
         checkpoint.load_optimizer(self.optimizer, tensors["optimizer"], state["optimizer"])
@@ -379,7 +382,7 @@ def _train_base(recipe: Recipe, notify: Notify) -> dict[str, Tensor]:
     losses = [each["loss"] for each in metrics if "loss" in each]
     if losses and not math.isfinite(losses[-1]):
         raise GenRLError(f"{recipe.name} ended with loss {losses[-1]}")
-    return trainer.slots.merged(trainer.slot_in_use)
+    return trainer.weight_sets.merged(trainer.slot_in_use)
 
 
 def _nothing_to_learn(rollout: Rollout) -> str:

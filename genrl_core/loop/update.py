@@ -21,7 +21,7 @@ from genrl_core.loop.precision import DRIFT_TOLERANCE
 from genrl_core.loop.preparation import Prepared, Preparer, Side
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig, TrainConfig
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 
 _DRIFTS = {
     "steps": (
@@ -51,15 +51,17 @@ class Learner:
     """
 
     def __init__(
-        self, policy: Policy, sampler: Sampler, slots: Slots, sides: Sequence[Side],
+        self, policy: Policy, sampler: Sampler, weight_sets: WeightSets, sides: Sequence[Side],
         train: TrainConfig, advantage: AdvantageConfig, optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler, runtime: Runtime,
         rewards: Mapping[str, tuple[float, Reward]] | None = None,
     ):  # fmt: skip
-        self._policy, self._sampler, self._slots = policy, sampler, slots
+        self._policy, self._sampler, self._weight_sets = policy, sampler, weight_sets
         self._sides, self._train, self._advantage = sides, train, advantage
         self._optimizer, self._scheduler, self._runtime = optimizer, scheduler, runtime
-        self._prepare = Preparer(policy, sampler, slots, train, runtime, rewards or {}, advantage)
+        self._prepare = Preparer(
+            policy, sampler, weight_sets, train, runtime, rewards or {}, advantage
+        )
         self.statistics = PromptStatistics(advantage)
         self.skipped = 0
 
@@ -133,9 +135,9 @@ class Learner:
         for side, ready in zip(self._sides, prepared, strict=True):
             outcome = gradient.accumulate(
                 ready.view, replace(ready.batch, valid=ready.batch.valid & inside), side.loss,
-                rollout.columns, self._runtime,
+                rollout.sample_index, self._runtime,
                 separable=side.separable and not _combined(ready),
-                rows_per_forward=self._train.rows_per_forward,
+                micro_batch_size=self._train.micro_batch_size,
                 recorded=ready.recorded if fresh else None,
             )  # fmt: skip
             total += outcome.loss
@@ -145,8 +147,8 @@ class Learner:
                 self._check_drift(side.view, outcome.drift)
             problem = problem or _first_problem(ready.batch, outcome)
             _add_metrics(found, outcome)
-        self._runtime.reduce_gradients(self._slots.trainable.values())
-        norm = _clip(self._slots.trainable.values(), self._train.max_grad_norm)
+        self._runtime.reduce_gradients(self._weight_sets.trainable.values())
+        norm = _clip(self._weight_sets.trainable.values(), self._train.max_grad_norm)
         if problem is None and not math.isfinite(norm):
             problem = "the gradient norm is not finite"
         taken = problem is None and moves
@@ -189,7 +191,7 @@ def _clip(parameters: Any, limit: float | None) -> float:
 def _first_problem(batch: Batch, outcome: gradient.Outcome) -> str | None:
     """The first link of the chain that is not finite; all are looked at in one wait."""
     links = {
-        "a number in old": batch.old, "a number in reference": batch.reference,
+        "a number in old": batch.old_log_probs, "a number in reference": batch.reference,
         "a number in advantage": batch.advantage,
         "a log-density of the update": outcome.batch.log_probs,
         "a differentiable reward": outcome.batch.differentiable_reward,

@@ -1,4 +1,4 @@
-"""The views of a rollout: sampled steps, a bound on the finished sample, and matching errors."""
+"""The views of a rollout: sampled steps, a bound on the finished sample, and denoising errors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +9,24 @@ from torch import Tensor
 from genrl_core.errors import GenRLError
 from genrl_core.interfaces.batch import Batch
 from genrl_core.interfaces.policy import Policy
-from genrl_core.interfaces.records import Matching, Others, Tensors, Trajectory, fold, take
+from genrl_core.interfaces.records import (
+    Denoising,
+    Others,
+    Tensors,
+    Trajectory,
+    select_rows,
+    split_evals,
+)
 from genrl_core.interfaces.sampler import Sampler
 
 
 def _blank(batch: Batch, names: Sequence[str], rows: int) -> Tensors:
     zero = batch.log_probs.new_zeros(rows, batch.log_probs.shape[1])
-    known = zero if batch.old is None or batch.old.shape != zero.shape else batch.old
+    known = (
+        zero
+        if batch.old_log_probs is None or batch.old_log_probs.shape != zero.shape
+        else batch.old_log_probs
+    )
     return {name: known if name == "log_probs" else zero for name in names}
 
 
@@ -35,7 +46,7 @@ class StepsView:
     """Log-densities of the sampled trajectory, with KL, entropy and value where asked for.
 
     Attributes:
-        calls, per_call: K and M of all ranks' samples; this rank's may have fewer terms.
+        num_evals, per_call: K and M of all ranks' samples; this rank's may have fewer terms.
     """
 
     policy: Policy
@@ -43,7 +54,7 @@ class StepsView:
     trajectory: Trajectory
     want: frozenset[str]
     others: Others
-    calls: int
+    num_evals: int
     per_call: int
 
     def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
@@ -60,7 +71,7 @@ class StepsView:
 
 
 @dataclass(frozen=True)
-class BoundView:
+class ElboView:
     """A bound on the log-likelihood of the finished samples, on draws shared by all slots.
 
     The M terms of the draws are all separate, ``[D * M, B]``, or with ``policy.combine_draws`` M
@@ -75,15 +86,15 @@ class BoundView:
     per_draw: int
 
     @property
-    def calls(self) -> int:
+    def num_evals(self) -> int:
         return self.draws
 
     def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
         corruption = _rows(self.corruption, k, b)
-        final, cond = take(self.trajectory.final, b), take(self.trajectory.cond, b)
-        found = self.policy.bound(final, cond, corruption).log_probs
+        final, cond = select_rows(self.trajectory.final, b), select_rows(self.trajectory.cond, b)
+        found = self.policy.elbo(final, cond, corruption).log_probs
         if found is None:
-            raise ValueError(f"{type(self.policy).__name__}.bound gave no log_probs")
+            raise ValueError(f"{type(self.policy).__name__}.elbo gave no log_probs")
         return {"log_probs": _padded(found, self.per_draw)}
 
     def blank(self, batch: Batch) -> Tensors:
@@ -93,16 +104,16 @@ class BoundView:
         draws = values["log_probs"]
         if not self.policy.combine_draws:
             return replace(batch, log_probs=draws)
-        weighted = fold(draws, self.draws) * batch.need("draw_weight").unsqueeze(1)
+        weighted = split_evals(draws, self.draws) * batch.need("draw_weight").unsqueeze(1)
         return replace(batch, log_probs=weighted.mean(0))
 
 
 @dataclass(frozen=True)
-class MatchingView:
+class DenoisingView:
     """The errors of combinations of the slots' predictions on shared corruptions.
 
     Attributes:
-        weighted: whether each comes with the weight that the policy's ``Matching`` gives it.
+        weighted: whether each comes with the weight that the policy's ``Denoising`` gives it.
     """
 
     policy: Policy
@@ -114,34 +125,35 @@ class MatchingView:
     weighted: bool = False
 
     @property
-    def calls(self) -> int:
+    def num_evals(self) -> int:
         return self.draws
 
     def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
         corruption = _rows(self.corruption, k, b)
-        final, cond = take(self.trajectory.final, b), take(self.trajectory.cond, b)
+        final, cond = select_rows(self.trajectory.final, b), select_rows(self.trajectory.cond, b)
         predictions: Tensors = {}
         for slot in sorted({s for mix in self.mixtures for s in mix} - {"current"}):
             with self.others[slot](), torch.no_grad():
-                predictions[slot] = self.policy.matching(final, cond, corruption).prediction
-        matching = self.policy.matching(final, cond, corruption)
-        predictions["current"] = matching.prediction
+                predictions[slot] = self.policy.denoising(final, cond, corruption).prediction
+        denoising = self.policy.denoising(final, cond, corruption)
+        predictions["current"] = denoising.prediction
         errors: Tensors = {}
         for index, mixture in enumerate(self.mixtures):
             mixed = sum(factor * predictions[slot] for slot, factor in mixture.items())
             assert isinstance(mixed, Tensor)
-            errors[f"error_{index}"] = matching.error(mixed).unsqueeze(1)
+            errors[f"error_{index}"] = denoising.error(mixed).unsqueeze(1)
             if self.weighted:
-                errors[f"weight_{index}"] = self._weight(matching, mixed.detach()).unsqueeze(1)
+                errors[f"weight_{index}"] = self._weight(denoising, mixed.detach()).unsqueeze(1)
         return errors
 
-    def _weight(self, matching: Matching, prediction: Tensor) -> Tensor:
-        if matching.weight is None:
+    def _weight(self, denoising: Denoising, prediction: Tensor) -> Tensor:
+        if denoising.weight is None:
             raise GenRLError(
-                f"{type(self.policy).__name__}.matching gives its errors no weight: give Matching "
+                f"{type(self.policy).__name__}.denoising gives its errors no weight: give "
+                f"Denoising "
                 "one, or do not ask for it (normalize of the objective nft)"
             )
-        return matching.weight(prediction)
+        return denoising.weight(prediction)
 
     def blank(self, batch: Batch) -> Tensors:
         return _blank(batch, [*self._names("error"), *self._names("weight")], self.draws)

@@ -24,7 +24,7 @@ from genrl_core.loop.settings import LoraConfig
 CURRENT, REFERENCE = "current", "reference"
 
 
-class Slots:
+class WeightSets:
     """The weights of one policy under several names.
 
     ``current`` is what is trained; ``reference`` are the weights before training; ``old`` and
@@ -50,7 +50,7 @@ class Slots:
             policy.network.requires_grad_(False)
             self._add_adapter(CURRENT)
             for name, parameter in policy.network.named_parameters():
-                if within(name, policy.fresh_modules):
+                if within(name, policy.new_modules):
                     parameter.requires_grad_(True)
         self.trainable: dict[str, nn.Parameter] = {
             name: p for name, p in policy.network.named_parameters() if p.requires_grad
@@ -62,7 +62,7 @@ class Slots:
     def __contains__(self, name: str) -> bool:
         return name in self._modules or name in self._adapters
 
-    def freeze(self, name: str) -> None:
+    def snapshot(self, name: str) -> None:
         """Make the slot ``name`` hold the current weights as they are now.
 
         With LoRA the reference needs no copy: the adapters are off.
@@ -73,7 +73,7 @@ class Slots:
                 return
             self._add_adapter(name)
             widen(self._network, self._parameters(name).values())
-            self._advance_adapter(name, 0.0)
+            self._update_adapter(name, 0.0)
             self._switch(CURRENT)
             return
         frozen = copy.deepcopy(self._network)
@@ -82,10 +82,10 @@ class Slots:
         self._modules[name] = frozen
 
     @torch.no_grad()
-    def advance(self, name: str, decay: float) -> None:
+    def ema_update(self, name: str, decay: float) -> None:
         """Let a slot follow: ``decay`` times its own weights plus the rest of the current ones."""
         if self._lora is not None:
-            self._advance_adapter(name, decay)
+            self._update_adapter(name, decay)
             return
         mine = dict(self._modules[name].named_parameters())
         for key, parameter in self.trainable.items():
@@ -96,7 +96,7 @@ class Slots:
             own.copy_(current)
 
     @contextmanager
-    def active(self, name: str) -> Iterator[Policy]:
+    def using(self, name: str) -> Iterator[Policy]:
         """The policy under the weights of a slot; the slot before comes back at the end.
 
         Raises:
@@ -156,7 +156,7 @@ class Slots:
         """
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        with self.active(name) as policy:
+        with self.using(name) as policy:
             network = policy.network
             found: dict[str, Tensor] = dict(network.named_parameters())
             found |= {f"buffer.{key}": buffer for key, buffer in network.named_buffers()}
@@ -181,7 +181,7 @@ class Slots:
         return {key: found[mine] for key, mine in own.items()}
 
     @torch.no_grad()
-    def _advance_adapter(self, name: str, decay: float) -> None:
+    def _update_adapter(self, name: str, decay: float) -> None:
         for key, mine in self._parameters(name).items():
             mine.lerp_(self.trainable[key], 1.0 - decay)
 

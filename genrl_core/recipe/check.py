@@ -27,8 +27,8 @@ C = TypeVar("C", bound=Component)
 
 _VIEW_NEEDS: "Mapping[View, Capability]" = {
     "steps": Capability.STEP_LOGP,
-    "bound": Capability.BOUND,
-    "matching": Capability.MATCHING,
+    "elbo": Capability.ELBO,
+    "denoising": Capability.DENOISING,
     "reward": Capability.DIFFERENTIABLE,
 }
 
@@ -52,10 +52,12 @@ def resolve_views(recipe: Recipe) -> "dict[str, View]":
         raise RecipeError(str(_no_view(recipe)))
     found: dict[str, View] = {}
     for label, config in recipe.objective.items():
-        fitting = [view for view in config.joins() if view in own]
+        fitting = [view for view in config.compatible_views() if view in own]
         if not fitting and "reward" in own:
             given = _provided(recipe.policy) | _provided(recipe.sampler)
-            fitting = [v for v in config.joins() if _VIEW_NEEDS[v] in given] or [*config.joins()]
+            fitting = [v for v in config.compatible_views() if _VIEW_NEEDS[v] in given] or [
+                *config.compatible_views()
+            ]
         found[label] = wanted[label] or (fitting or own)[0]
     return found
 
@@ -195,7 +197,7 @@ class _Judge:
         if policy is None or sampler is None:
             return
         if policy.paradigm == sampler.paradigm:
-            for field, why in sampler.misfits(policy).items():
+            for field, why in sampler.incompatible_fields(policy).items():
                 self.report(("sampler", field), why)
             return
         fitting = [
@@ -243,7 +245,7 @@ class _Judge:
         if "reward" in views.values():
             labels = [label for label, view in views.items() if view == "reward"]
             self._differentiable(labels[0], rewards_injected)
-        policy = self.policy if {"bound", "matching"} & set(views.values()) else None
+        policy = self.policy if {"elbo", "denoising"} & set(views.values()) else None
         if policy is not None and (problem := policy.draws_problem(recipe.train.draws)):
             self.report(("train", "draws"), problem)
         using = [label for label, config in recipe.objective.items() if config.uses_reward]
@@ -254,8 +256,8 @@ class _Judge:
 
     def _objective(self, label: str, config: ObjectiveConfig, view: "View") -> None:
         route = ("objective", label)
-        if config.view_wanted() is None and view not in config.joins():
-            views = " or ".join(config.joins())
+        if config.view_wanted() is None and view not in config.compatible_views():
+            views = " or ".join(config.compatible_views())
             self.report(
                 route,
                 f"{label} has its numbers in the view {views}, and its neighbours have {view}. "
@@ -278,7 +280,7 @@ class _Judge:
         """What the objective ``label`` of the view ``reward`` asks of rewards and neighbours."""
         recipe = self.recipe
         for other, config in recipe.objective.items():
-            if config.draws_with() == "old":
+            if config.draws_with() == "lagging":
                 self.report(
                     ("objective", label),
                     f"{label} draws its samples again under the current weights, but {other} has "
@@ -309,11 +311,11 @@ class _Judge:
             return
         ways: list[str] = []
         if capability in _FROM_SAMPLER and self.sampler is not None:
-            lacking, reason = self.name(self.sampler), self.sampler.lacks(capability)
+            lacking, reason = self.name(self.sampler), self.sampler.why_missing(capability)
             ways = self._samplers_with(capability)
         else:
             policy = cast(PolicyConfig, self.policy)
-            lacking, reason = self.name(policy), policy.lacks(capability)
+            lacking, reason = self.name(policy), policy.why_missing(capability)
             ways = self._policies_with(capability)
         other = self._other_view(config) if isinstance(config, ObjectiveConfig) else ""
         reason = reason or f"it would mean that {capability.sentence}"
@@ -346,8 +348,8 @@ class _Judge:
             config = _example(schema, own) if apart == elsewhere else None
             if config is not None and capability in config.provides():
                 found.append(f"{name} with its default settings" if schema is type(own) else name)
-            elif config is not None and capability in schema.on_request:
-                fields = schema.on_request[capability].items()
+            elif config is not None and capability in schema.fields_enabling:
+                fields = schema.fields_enabling[capability].items()
                 asked = ", ".join(f"{key}: {str(value).lower()}" for key, value in fields)
                 found.append(f"{name} with {asked}")
         return found
@@ -368,7 +370,7 @@ class _Judge:
         given = _provided(self.policy) | _provided(self.sampler)
         found = []
         for name, schema in self.recipe.registry.objectives.items():
-            fields = schema.proposed()
+            fields = schema.suggested_values()
             other = None if fields is None else schema.model_validate(fields)
             view = None if other is None else other.view_wanted()
             if other is not None and view and other.needs() | {_VIEW_NEEDS[view]} <= given:
@@ -377,7 +379,7 @@ class _Judge:
         return f". Choose an objective that does without{such}"
 
     def _other_view(self, config: ObjectiveConfig) -> str:
-        """``, or view: bound`` where the objective has a view that this policy can give."""
+        """``, or view: elbo`` where the objective has a view that this policy can give."""
         field = type(config).model_fields.get("view")
         given = _provided(self.policy) | _provided(self.sampler)
         supervised = self.sampler is not None and self.sampler.supervised
@@ -438,7 +440,7 @@ class _Judge:
             message = "the spread of a group of one sample is always 0, and the filter rejects it"
             self.report(("train", "num_generations"), f"{message}; take at least 2")
         if recipe.filter.then == "resample" and not recipe.filter.active:
-            message = "nothing is rejected without filter.min_spread or filter.spread_percentile"
+            message = "nothing is rejected without filter.min_std or filter.std_percentile"
             self.report(("filter", "then"), message)
         if train.num_minibatches > train.num_prompts:
             self.report(
@@ -463,10 +465,10 @@ class _Judge:
             if path is not None and not Path(path).is_file():
                 self.report(("prompts", key), f"there is no file {path}")
         labels = (*recipe.metrics, "reward")
-        headline = recipe.evaluate.headline
+        headline = recipe.evaluate.primary_metric
         if headline is not None and not headline.startswith(labels):
             message = f"no such metric `{headline}`; they are {', '.join(labels)}"
-            self.report(("evaluate", "headline"), message)
+            self.report(("evaluate", "primary_metric"), message)
         try:
             recipe.digest()
         except RecipeError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from genrl_core.errors import RecipeError
 from genrl_core.interfaces.configs import Schema
-from genrl_core.text import shown
+from genrl_core.text import format_value
 
 if TYPE_CHECKING:
     from genrl_core.recipe.recipe import Recipe
@@ -60,7 +60,10 @@ def refusal(saved: Any, recipe: "Recipe", done: int) -> str:
     found = changes(saved, now)
     if same_schedule and schedule == "constant":
         found.pop(key, None)
-    said = [f"{name} was {shown(old)} and is {shown(new)}" for name, (old, new) in found.items()]
+    said = [
+        f"{name} was {format_value(old)} and is {format_value(new)}"
+        for name, (old, new) in found.items()
+    ]
     if key in found and same_schedule:
         said.append(
             f"{schedule} ends at the last iteration, so the learning rates until now would have "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from genrl_core.errors import RecipeError
-from genrl_core.text import listed, near, shown
+from genrl_core.text import did_you_mean, format_value, join_names
 
 Route = tuple[str | int, ...]
 """Where a value stands in a recipe's tree: ``("objective", "grpo", "epsilon")``."""
@@ -26,8 +26,16 @@ _ELSEWHERE = {
     "num_mini_batches": "num_minibatches",
     "batch_size": "num_prompts",
     "per_device_train_batch_size": "num_prompts",
-    "micro_batch_size": "rows_per_forward",
-    "gradient_accumulation_steps": "rows_per_forward",
+    "gradient_accumulation_steps": "micro_batch_size",
+    # What GenRL called it before 0.2.
+    "rows_per_forward": "micro_batch_size",
+    "samples_per_forward": "rollout_batch_size",
+    "min_spread": "min_std",
+    "spread_percentile": "std_percentile",
+    "headline": "primary_metric",
+    "base_sweep": "baseline_sweep",
+    "old": "lagging",
+    "bound": "elbo",
     "lr": "learning_rate",
     "lr_scheduler_type": "lr_scheduler",
     "scheduler": "lr_scheduler",
@@ -139,10 +147,10 @@ def unknown_key(key: str, known: Iterable[str], homes: Sequence[str] = ()) -> st
             return f"unknown key; it is called `{candidate}` here"
     if homes:
         return f"unknown key; it belongs at `{'` or `'.join(homes)}`"
-    hint = near(key, known)
+    hint = did_you_mean(key, known)
     if not hint and (elsewhere := _ELSEWHERE.get(key)):
         hint = f"; GenRL writes it as `{elsewhere.split()[0]}`"
-    return f"unknown key{hint}{'' if hint.endswith('?') else '.'} Known: {listed(known)}"
+    return f"unknown key{hint}{'' if hint.endswith('?') else '.'} Known: {join_names(known)}"
 
 
 def plain(kind: str, value: object, context: dict[str, Any], message: str) -> str:
@@ -155,14 +163,14 @@ def plain(kind: str, value: object, context: dict[str, Any], message: str) -> st
         message: pydantic's own words, for whatever has none here.
     """
     if kind == "string_pattern_mismatch":
-        return f"should match {context['pattern']}, not {shown(value)}"
+        return f"should match {context['pattern']}, not {format_value(value)}"
     if kind == "value_error":
         return str(context.get("error", message))
     if kind in ("literal_error", "enum"):
         options = context["expected"]
         bare = [option.strip("'") for option in options.replace(" or ", ", ").split(", ")]
-        hint = near(value, bare) if isinstance(value, str) else ""
-        return f"should be {options}, not {shown(value)}{hint}"
+        hint = did_you_mean(value, bare) if isinstance(value, str) else ""
+        return f"should be {options}, not {format_value(value)}{hint}"
     if kind in ("too_short", "too_long"):
         bound = "at least" if kind == "too_short" else "at most"
         limit = context["min_length" if kind == "too_short" else "max_length"]
@@ -170,12 +178,12 @@ def plain(kind: str, value: object, context: dict[str, Any], message: str) -> st
     for word, phrase in _BOUNDS.items():
         if kind == word:
             limit = context[phrase[1]]
-            return f"should be {phrase[0]} {limit:g}, not {shown(value)}"
+            return f"should be {phrase[0]} {limit:g}, not {format_value(value)}"
     expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.rpartition("_")[0])
     if expected is None:
         return message[:1].lower() + message[1:]
     advice = ", without quotes" if isinstance(value, str) and _numeric(value) else ""
-    return f"should be {expected}{advice}, not {shown(value)}"
+    return f"should be {expected}{advice}, not {format_value(value)}"
 
 
 _BOUNDS = {

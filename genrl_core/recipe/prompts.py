@@ -12,7 +12,7 @@ from typing import Any, Literal
 from genrl_core.errors import GenRLError, RecipeError
 from genrl_core.interfaces.media import Prompt, Reading
 from genrl_core.recipe.problems import Place, Problem, raise_if
-from genrl_core.text import shown
+from genrl_core.text import format_value
 
 Reader = Callable[[Sequence[Prompt]], Sequence[Reading]]
 """Says how long prompts are to a network, and how much of them it reads."""
@@ -214,7 +214,7 @@ def _json_rows(path: Path, lines: list[tuple[int, str]], problems: list[Problem]
         elif isinstance(row, dict):
             yield number, row
         else:
-            message = f"should be an object with a `text`, not {shown(row)}"
+            message = f"should be an object with a `text`, not {format_value(row)}"
             problems.append(Problem(place, "", message))
 
 
@@ -253,7 +253,7 @@ def _normalise(
         problems.append(Problem(place, "text", what))
         return None
     if not isinstance(negative, str):
-        problems.append(Problem(place, "negative", f"should be text, not {shown(negative)}"))
+        problems.append(Problem(place, "negative", f"should be text, not {format_value(negative)}"))
         return None
     if isinstance(name, bool) or not isinstance(name, str | int | None) or name == "":
         problems.append(Problem(place, "id", "should be text or a whole number"))

@@ -18,7 +18,7 @@ from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
 from genrl_core.recipe.problems import Place, Problem, Route, dotted
-from genrl_core.text import shown
+from genrl_core.text import format_value
 
 COMPONENTS = ("policy", "sampler")
 LABELLED = ("reward", "objective")
@@ -140,7 +140,11 @@ class _Conversion:
             key = _scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             place = self.place(key_node, value_node)
             if not isinstance(key, str):
-                what = shown(key) if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
+                what = (
+                    format_value(key)
+                    if isinstance(key_node, yaml.ScalarNode)
+                    else "a list or mapping"
+                )
                 self._report(place, route, f"keys are text, not {what}; put it in quotes")
             elif key in out:
                 first = self.places[(*route, key)].line

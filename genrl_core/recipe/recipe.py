@@ -23,7 +23,7 @@ from genrl_core.recipe.reader import (
 from genrl_core.recipe.resolve import SECTION_NAMES, Resolver, anchored
 from genrl_core.recipe.sections import EvaluateConfig, PromptsConfig, RunConfig, SaveConfig
 from genrl_core.registry import Registry
-from genrl_core.text import shown
+from genrl_core.text import format_value
 
 RESOLVED_FILE = "recipe.resolved.yaml"
 
@@ -212,7 +212,7 @@ def read_document(path: Path, problems: list[Problem]) -> tuple[str, Document]:
     tree, places = read_yaml(text or "", source, folder, problems)
     if not isinstance(tree, dict):
         if tree is not None:
-            message = f"should be a mapping of sections, not {shown(tree)}"
+            message = f"should be a mapping of sections, not {format_value(tree)}"
             problems.append(Problem(source, "", message))
         elif not problems:
             message = "is empty; a recipe holds sections such as policy, sampler and train"
@@ -257,7 +257,7 @@ def parent_path(
     """The file that ``extends`` names, or None with the reason added to ``problems``."""
     message = ""
     if not isinstance(parent, str):
-        message = f"should be one recipe's name or path, not {shown(parent)}"
+        message = f"should be one recipe's name or path, not {format_value(parent)}"
     elif parent.endswith((".yaml", ".yml")):
         path = Path(anchored(parent, place.folder))
         if path.is_file():

@@ -29,7 +29,7 @@ from genrl_core.recipe.problems import Place, Problem, Route, dotted, plain, unk
 from genrl_core.recipe.reader import COMPONENTS, LABELLED, Document
 from genrl_core.recipe.sections import SECTIONS, EvaluateConfig
 from genrl_core.registry import Kind, Registry
-from genrl_core.text import listed, near, shown
+from genrl_core.text import did_you_mean, format_value, join_names
 
 S = TypeVar("S", bound=Schema)
 
@@ -105,7 +105,9 @@ class Resolver:
         value = tree.get(key)
         if value is None or isinstance(value, dict):
             return value or {}
-        self._report((*above, key), f"should be a mapping (`key: value`), not {shown(value)}")
+        self._report(
+            (*above, key), f"should be a mapping (`key: value`), not {format_value(value)}"
+        )
         return {}
 
     # Components
@@ -113,12 +115,14 @@ class Resolver:
     def _find(self, kind: Kind, route: Route, fields: Any) -> None:
         """Look up the config class of one component."""
         if not isinstance(fields, dict):
-            self._report(route, f"should be a mapping such as {{use: NAME}}, not {shown(fields)}")
+            self._report(
+                route, f"should be a mapping such as {{use: NAME}}, not {format_value(fields)}"
+            )
             return
         name = fields.get("use", route[-1] if len(route) > 1 else None)
         if not isinstance(name, str):
-            known = listed(self.registry.names(kind))
-            wrong = "is missing" if name is None else f"should be a name, not {shown(name)}"
+            known = join_names(self.registry.names(kind))
+            wrong = "is missing" if name is None else f"should be a name, not {format_value(name)}"
             self._report((*route, "use"), f"{wrong}: which {kind}? Registered: {known}")
             return
         try:
@@ -159,7 +163,8 @@ class Resolver:
                 if key in given and key not in by:
                     continue
                 if key in by and given[key] != value:
-                    both = f"{shown(given[key])} ({by[key]}) or {shown(value)} ({dotted(route)})"
+                    one, other = format_value(given[key]), format_value(value)
+                    both = f"{one} ({by[key]}) or {other} ({dotted(route)})"
                     message = f"objectives disagree: {both}; state `{section}.{key}` in the recipe"
                     self._report((section, key), message)
                     continue
@@ -213,7 +218,7 @@ class Resolver:
             above = dotted((*route, *where[:-1]))
             return f"is missing{meaning}. Add `{where[-1]}: {proposed or '...'}` under `{above}`"
         if (*route, *where) == ("run", "name") and details["type"] == "string_pattern_mismatch":
-            return f"{_RUN_NAME}; not {shown(details['input'])}"
+            return f"{_RUN_NAME}; not {format_value(details['input'])}"
         return plain(details["type"], details["input"], details.get("ctx", {}), details["msg"])
 
     def _proposal(self, proposed: Any) -> str:
@@ -235,15 +240,15 @@ class Resolver:
     # Sections that need more than their schema
 
     def _evaluation(self) -> None:
-        """Check the sampler's fields under evaluate.sampler and evaluate.base_sweep."""
+        """Check the sampler's fields under evaluate.sampler and evaluate.baseline_sweep."""
         evaluate = self.sections.get("evaluate")
         if self.sampler is None or not isinstance(evaluate, EvaluateConfig):
             return
         clean = without_nulls(type(self.sampler), evaluate.sampler)
         self.sampler_with(self.sampler, clean, ("evaluate", "sampler"))
-        for key, values in evaluate.base_sweep.items():
+        for key, values in evaluate.baseline_sweep.items():
             for value in values:
-                self.sampler_with(self.sampler, {key: value}, ("evaluate", "base_sweep"))
+                self.sampler_with(self.sampler, {key: value}, ("evaluate", "baseline_sweep"))
         self.sections["evaluate"] = evaluate.model_copy(update={"sampler": clean})
 
     def sampler_with(
@@ -271,7 +276,7 @@ class Resolver:
             version = _installed(name)
             if version is None:
                 names = [dist.name for dist in importlib.metadata.distributions()]
-                hint = near(name, names) or f"; pip install '{item}'"
+                hint = did_you_mean(name, names) or f"; pip install '{item}'"
                 self._report(("requires", i), f"`{name}` is not installed{hint}")
             elif not requirement.specifier.contains(version, prereleases=True):
                 self._report(("requires", i), f"needs {item}, but {name} {version} is installed")

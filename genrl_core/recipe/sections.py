@@ -34,14 +34,14 @@ class EvaluateConfig(Schema):
     metrics: dict[str, Any] = Field(
         {}, description="label -> reward used as a measure alone", json_schema_extra=NEUTRAL
     )
-    base_sweep: dict[str, list[Any]] = Field(
+    baseline_sweep: dict[str, list[Any]] = Field(
         {},
         description="sampler field -> values at which the untrained policy is measured too",
         json_schema_extra=NEUTRAL,
     )
-    headline: str | None = Field(
+    primary_metric: str | None = Field(
         None,
-        description="the metric by which base_sweep picks its best; the first one if silent",
+        description="the metric by which baseline_sweep picks its best; the first one if silent",
         json_schema_extra=NEUTRAL,
     )
 

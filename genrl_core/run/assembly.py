@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from genrl_core.errors import RecipeError
 from genrl_core.interfaces.policy import Policy
 from genrl_core.loop.distributed import Runtime
-from genrl_core.loop.weights import Slots, fingerprint, within
+from genrl_core.loop.weights import WeightSets, fingerprint, within
 from genrl_core.recipe.check import built_policy, holds_weights, unread_weights
 from genrl_core.recipe.recipe import RESOLVED_FILE, Recipe, load_recipe
 from genrl_core.run import checkpoint
@@ -38,7 +38,7 @@ def build_policy(recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify
         tensors = _saved_weights(Path(weights), recipe, runtime, train_base, notify)
     policy = (built_policy(recipe) or config).build()
     if tensors is not None:
-        _load(policy.network, tensors, str(weights), policy.fresh_modules)
+        _load(policy.network, tensors, str(weights), policy.new_modules)
     policy.network.to(runtime.device)
     policy.network.eval()
     return policy
@@ -70,12 +70,12 @@ def _saved_weights(
             f"policy.weights: {path} holds adapters, and the weights under them cannot be rebuilt: "
             f"policy.weights in {own} gives others than when that run began"
         )
-    slots = Slots(policy, trained.weights.lora, trained.run.seed)
+    weight_sets = WeightSets(policy, trained.weights.lora, trained.run.seed)
     try:
-        slots.load_state_dict(tensors)
+        weight_sets.load_state_dict(tensors)
     except ValueError as error:
         raise RecipeError(f"policy.weights: {path} holds other adapters: {error}") from error
-    return slots.merged()
+    return weight_sets.merged()
 
 
 def _load(

@@ -26,11 +26,11 @@ def dry_run(recipe: Recipe, runtime: Runtime, json: bool, quiet: bool) -> None:
 
     trainer = Trainer(recipe, runtime=runtime, notify=notify)
     network = trainer.policy.network
-    trained = list(trainer.slots.trainable.values())
+    trained = list(trainer.weight_sets.trainable.values())
     size = sum(p.numel() * p.element_size() for p in network.parameters())
     # Gradients and the two moments of AdamW, in the dtype of the weights, and frozen copies.
     extra = 3 * sum(p.numel() * p.element_size() for p in trained)
-    copies = size * ("reference" in trainer.slots)
+    copies = size * ("reference" in trainer.weight_sets)
     saved = 0
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

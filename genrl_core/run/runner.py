@@ -25,7 +25,7 @@ from genrl_core.run.dry_run import dry_run as run_dry
 from genrl_core.run.folder import Recorder
 from genrl_core.run.pictures import Column, sheet
 from genrl_core.run.signals import Signals
-from genrl_core.text import shown
+from genrl_core.text import format_value
 
 DONE, STOPPED = 0, 75
 
@@ -135,7 +135,8 @@ class _Run:
                 self._note("warning", message)
             changed = changes(before, flat(recipe.resolved))
             words = [
-                f"{key} {shown(new)} (was {shown(old)})" for key, (old, new) in changed.items()
+                f"{key} {format_value(new)} (was {format_value(old)})"
+                for key, (old, new) in changed.items()
             ]
             if words:
                 self._note("note", f"resumed with {', '.join(words)}", changed=changed)
@@ -259,13 +260,15 @@ class _Run:
         self._saved = time.monotonic()
 
     def _measure_base(self, trainer: Trainer) -> dict[str, Measured]:
-        """The policy before training: as recipes sample it, and at the best of ``base_sweep``."""
+        """The policy before training: as recipes sample it, and at the best of "
+        "``baseline_sweep``.
+        """
         if not trainer.held_out:
             return {}
         found = {"before": self._measured("base", trainer)}
         best: Measured | None = None
         headline = _headline(self._recipe, found["before"].evaluation)
-        for field, values in self._recipe.evaluate.base_sweep.items():
+        for field, values in self._recipe.evaluate.baseline_sweep.items():
             for value in values:
                 swept = self._measured(f"base, {field} {value:g}", trainer, **{field: value})
                 score = swept.evaluation.metrics[headline]
@@ -308,10 +311,10 @@ class _Run:
 
 
 def _headline(recipe: Recipe, found: Evaluation) -> str:
-    name = recipe.evaluate.headline or next(iter(found.metrics), "")
-    if recipe.evaluate.base_sweep and name not in found.metrics:
+    name = recipe.evaluate.primary_metric or next(iter(found.metrics), "")
+    if recipe.evaluate.baseline_sweep and name not in found.metrics:
         known = ", ".join(found.metrics)
-        raise RecipeError(f"evaluate.headline: {name!r} is not measured; there are {known}")
+        raise RecipeError(f"evaluate.primary_metric: {name!r} is not measured; there are {known}")
     return name
 
 
@@ -356,7 +359,7 @@ def sample(
     is_run = (folder / RESOLVED_FILE).is_file()
     recipe = load_recipe(folder / RESOLVED_FILE if is_run else source, overrides, registry)
     runtime = Runtime(recipe.run.device)
-    unmeasured = recipe.evaluate.model_copy(update={"headline": None, "base_sweep": {}})
+    unmeasured = recipe.evaluate.model_copy(update={"primary_metric": None, "baseline_sweep": {}})
     trainer = Trainer(
         replace(recipe, metrics={}, evaluate=unmeasured), rewards={}, runtime=runtime,
         notify=lambda text: print(text, flush=True),
@@ -372,7 +375,7 @@ def sample(
     for cut in cuts:
         print(cut, flush=True)
     with trainer.in_use() as policy:
-        _, media = draw(policy, sampler, plan, recipe.train.samples_per_forward)
+        _, media = draw(policy, sampler, plan, recipe.train.rollout_batch_size)
     if media.pixels is None:
         pairs = zip(plan.sample_prompts(), media.texts, strict=True)
         out.write_text("".join(f"{p.text}\t{t}\n" for p, t in pairs), encoding="utf-8")

@@ -15,7 +15,7 @@ from genrl_core.interfaces.sampler import Sampler
 from genrl_core.loop.generate import draw
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.settings import AdvantageConfig
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.testing.enumerable import (
     ToyCanvas,
     ToyCanvasSampler,
@@ -40,13 +40,14 @@ def toys() -> list[tuple[Policy, Sampler]]:
 
 def expected_update(
     policy: Policy, sampler: Sampler, objectives: Mapping[str, tuple[float, Objective]], *,
-    group_size: int = 1, advantage: AdvantageConfig | None = None, slots: Slots | None = None,
+    group_size: int = 1, advantage: AdvantageConfig | None = None,
+    weight_sets: WeightSets | None = None,
     drawn: tuple[Trajectory, Tensor] | None = None, nodes: int = 12,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The exact expectation of an objective's gradient over all groups of a toy's samples.
 
     Every group of ``group_size`` trajectories stands in one batch, weighted by its probability, and
-    goes through the same learner as a training run, on every view: in the views bound and matching
+    goes through the same learner as a training run, on every view: in the views elbo and denoising
     every trajectory gets one corruption, drawn at random. Use a reduction of the kind "mean over
     samples"; an objective that does not reduce by ``batch.reduce``, or that reads ``batch.weight``
     elsewhere, is not weighted rightly. ``drawn`` replaces the trajectories and probabilities by
@@ -72,7 +73,7 @@ def expected_update(
     weight = (chance * len(members)).repeat_interleave(group_size)
     rollout = rollout_of(trajectory.select(column), reward[column], group, weight)
     learner = learner_for(
-        policy, sampler, objectives, slots, advantage, rows_per_forward=4 * len(column),
+        policy, sampler, objectives, weight_sets, advantage, micro_batch_size=4 * len(column),
         drift_tolerance=1e6, chance=weight,
     )  # fmt: skip
     before = {name: p.detach().clone() for name, p in policy.network.named_parameters()}
@@ -118,8 +119,8 @@ def check_sampler(
     assert not (terms.mask & (terms.events < 1)).any(), "a term inside the mask has no event"
     single, _ = draw(policy, sampler, plan, 1)
     batches = _gap(single.terms.log_probs, terms.log_probs, terms.mask)
-    per_call = len(terms.mask) // terms.calls
-    k, b = (mask.flatten() for mask in _grid(terms.calls, len(plan)))
+    per_call = len(terms.mask) // terms.num_evals
+    k, b = (mask.flatten() for mask in _grid(terms.num_evals, len(plan)))
     want = frozenset({"log_probs"})
 
     def scores(order: Tensor, size: int) -> Tensor:

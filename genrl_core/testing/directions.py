@@ -16,7 +16,7 @@ from genrl_core.loop.plan import plan_of
 from genrl_core.loop.preparation import build_objective
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.testing.enumerable import ToyReward, every_trajectory
 from genrl_core.testing.update import learner_for, rollout_of
 
@@ -33,7 +33,7 @@ def check_objective(
     """Whether an objective climbs: the cosine of its mean update with the gradient of E[reward].
 
     It must be above ``LEAST`` where the config says ``on_policy_gradient`` and the view holds exact
-    log-densities: in ``steps``, and in ``bound`` where the toy's bound is its log-likelihood. All
+    log-densities: in ``steps``, and in ``elbo`` where the toy's bound is its log-likelihood. All
     other objectives have to be above 0. Advantages are those that the config's defaults give.
     Coordinates that move no sample (a value's, those of states never reached) do not count.
 
@@ -105,14 +105,14 @@ def mean_update(
     learner of a training run, at a learning rate of 1, on a copy of the policy.
     """
     own = copy.deepcopy(policy)
-    slots = Slots(own)
-    for name in ("reference", "old"):
-        slots.freeze(name)
+    weight_sets = WeightSets(own)
+    for name in ("reference", "lagging"):
+        weight_sets.snapshot(name)
     objective = build_objective("it", config)
     objective.view = view
     advantage = AdvantageConfig.model_validate(config.advantage_defaults)
     learner = learner_for(
-        own, sampler, {"it": (1.0, objective)}, slots, advantage, rows_per_forward=10**6
+        own, sampler, {"it": (1.0, objective)}, weight_sets, advantage, micro_batch_size=10**6
     )
     before = {name: p.detach().clone() for name, p in own.network.named_parameters()}
     rollout = _samples(own, groups, size, seed)
@@ -128,7 +128,7 @@ def bound_is_likelihood(policy: Policy) -> bool:
     streams = plan_of(0, 0, 0, (Prompt("toy", "toy"),), count).streams("corrupt")
     drawn = {n: t[0] for n, t in policy.corrupt(trajectory.final, streams, 1, 0, 1).items()}
     with torch.no_grad():
-        bound = policy.bound(trajectory.final, trajectory.cond, drawn).log_probs
+        bound = policy.elbo(trajectory.final, trajectory.cond, drawn).log_probs
     assert bound is not None
     return torch.allclose(bound.sum(1), trajectory.terms.log_probs.sum(0))
 

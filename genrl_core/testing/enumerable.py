@@ -23,7 +23,15 @@ from genrl_core.interfaces.capability import Capability
 from genrl_core.interfaces.configs import PolicyConfig, RewardConfig, SamplerConfig, ValueHeadConfig
 from genrl_core.interfaces.media import Media, Prompt
 from genrl_core.interfaces.policy import Policy
-from genrl_core.interfaces.records import Matching, Others, Plan, Scored, Tensors, Terms, Trajectory
+from genrl_core.interfaces.records import (
+    Denoising,
+    Others,
+    Plan,
+    Scored,
+    Tensors,
+    Terms,
+    Trajectory,
+)
 from genrl_core.interfaces.reward import Reward
 from genrl_core.interfaces.sampler import MarkovSampler, Sampler, Transition
 from genrl_core.interfaces.streams import Streams
@@ -97,7 +105,7 @@ class ToySequence(_ToyPolicy):
         """The exact likelihood needs no corruption, only how many symbols it sums over."""
         return {"events": torch.full((draws, len(streams), 1), 2)}
 
-    def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
+    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
         return Scored(log_probs=self.log_probs(final["tokens"])[0].sum(1, keepdim=True))
 
 
@@ -119,7 +127,7 @@ class ToySequenceSampler(Sampler):
         ones = torch.ones_like(log_probs, dtype=torch.int64)
         step = torch.arange(2).unsqueeze(1).expand_as(ones)
         value = policy.values(tokens).detach().T if policy.predicts_value else None
-        terms = Terms(log_probs, ones, step, ones.bool(), calls=1, value=value)
+        terms = Terms(log_probs, ones, step, ones.bool(), num_evals=1, value=value)
         return Trajectory(cond, {"tokens": tokens}, {"tokens": tokens}, terms)
 
     def score(
@@ -142,7 +150,7 @@ class ToySequenceSampler(Sampler):
         if "value" in want:
             found["value"] = policy.values(tokens)
         for slot, other in compared.items():
-            first, second = (other, log_p) if slot == "old" else (log_p, other)
+            first, second = (other, log_p) if slot == "lagging" else (log_p, other)
             found[f"kl_{slot}"] = (first.exp() * (first - second)).sum(-1)
         return Scored(**found)
 
@@ -177,7 +185,7 @@ class ToyCanvas(_ToyPolicy):
         weights = weight.expand(draws, len(streams)).clone()
         return {"hidden": hidden, "weight": weights, "events": hidden.sum(-1, keepdim=True)}
 
-    def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:
+    def denoising(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Denoising:
         tokens, hidden = final["tokens"], corruption["hidden"]
         prediction = self.log_p(torch.where(hidden, 2, tokens))
 
@@ -185,7 +193,7 @@ class ToyCanvas(_ToyPolicy):
             chosen = log_p.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
             return -torch.where(hidden, chosen, torch.zeros_like(chosen)).sum(-1)
 
-        return Matching(prediction, error)
+        return Denoising(prediction, error)
 
 
 class _CanvasStep(Transition):
@@ -267,7 +275,7 @@ class ToyGaussian(_ToyPolicy):
         noise = torch.stack([streams.normal() for _ in range(draws)]).double()
         return {"noise": noise}
 
-    def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:
+    def denoising(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Denoising:
         """Predict both places of a path that leads to the finished one.
 
         The place between is drawn given the end, as the starting weights would have it. The error,
@@ -283,7 +291,7 @@ class ToyGaussian(_ToyPolicy):
         steps = [torch.full_like(last, k, dtype=torch.int64) for k in range(STEPS)]
         means = [self.moments(x, k)[0] for x, k in zip((zero, middle), steps, strict=True)]
         target = torch.stack([middle, last], -1)
-        return Matching(
+        return Denoising(
             torch.stack(means, -1),
             lambda guess: ((guess - target) / DEVIATION).square().sum(-1) / 2,
             lambda guess: DEVIATION**2 / (guess - target).abs().mean(-1),
@@ -428,7 +436,7 @@ class ToySequenceConfig(ValueHeadConfig, _ToyPolicyConfig):
     """Two symbols, one after the other."""
 
     paradigm = "toy_sequence"
-    gives = frozenset({Capability.BOUND})
+    gives = frozenset({Capability.ELBO})
 
     def build(self) -> Policy:
         return ToySequence(valued=self.value_head)
@@ -438,7 +446,7 @@ class ToyCanvasConfig(ValueHeadConfig, _ToyPolicyConfig):
     """Three positions, filled in random order."""
 
     paradigm = "toy_canvas"
-    gives = frozenset({Capability.BOUND, Capability.MATCHING})
+    gives = frozenset({Capability.ELBO, Capability.DENOISING})
 
     def build(self) -> Policy:
         return ToyCanvas(valued=self.value_head)
@@ -449,7 +457,7 @@ class ToyGaussianConfig(_ToyPolicyConfig):
 
     paradigm = "toy_gaussian"
     gives = frozenset({
-        Capability.BOUND, Capability.MATCHING, Capability.VALUE, Capability.DIFFERENTIABLE,
+        Capability.ELBO, Capability.DENOISING, Capability.VALUE, Capability.DIFFERENTIABLE,
     })  # fmt: skip
 
     def build(self) -> Policy:

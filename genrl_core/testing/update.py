@@ -18,7 +18,7 @@ from genrl_core.loop.preparation import Prepared, Side, sides_of
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig, TrainConfig
 from genrl_core.loop.update import Learner
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.testing.enumerable import ToyReward
 
 
@@ -46,24 +46,25 @@ def rollout_of(
 
 def learner_for(
     policy: Policy, sampler: Sampler, objectives: Mapping[str, tuple[float, Objective]],
-    slots: Slots | None = None, advantage: AdvantageConfig | None = None, rate: float = 1.0,
+    weight_sets: WeightSets | None = None, advantage: AdvantageConfig | None = None,
+    rate: float = 1.0,
     chance: Tensor | None = None, **train: object,
 ) -> Learner:  # fmt: skip
     """A learner with plain gradient descent, for tests that look at single updates.
 
-    ``chance`` (``[B]``) multiplies the terms of the views bound and matching, as the ``weight`` of
+    ``chance`` (``[B]``) multiplies the terms of the views elbo and denoising, as the ``weight`` of
     ``rollout_of`` does those of the steps. The view reward differentiates the toys' own.
     """
-    slots = slots or Slots(policy)
+    weight_sets = weight_sets or WeightSets(policy)
     wanted = next(o.view for _, o in objectives.values() if o.view is not None)
     sides = sides_of((o.view or wanted, label, w, o) for label, (w, o) in objectives.items())
     fields = {"iterations": 1, "num_prompts": 1, "learning_rate": rate, "max_grad_norm": None}
     config = TrainConfig.model_validate(fields | train)
-    optimizer = torch.optim.SGD(list(slots.trainable.values()), lr=rate)
+    optimizer = torch.optim.SGD(list(weight_sets.trainable.values()), lr=rate)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     learner = Learner if chance is None else partial(_WeighedLearner, chance)
     return learner(
-        policy, sampler, slots, sides, config, advantage or AdvantageConfig(), optimizer,
+        policy, sampler, weight_sets, sides, config, advantage or AdvantageConfig(), optimizer,
         scheduler, Runtime("cpu"), {"toy_reward": (1.0, ToyReward())},
     )  # fmt: skip
 

@@ -51,9 +51,9 @@ class AutoregressivePolicyConfig(PolicyConfig):
     medium: ClassVar[Capability] = Capability.TEXT
 
     def provides(self) -> frozenset[Capability]:
-        return frozenset({Capability.BOUND, Capability.MATCHING, self.medium})
+        return frozenset({Capability.ELBO, Capability.DENOISING, self.medium})
 
-    def lacks(self, capability: Capability) -> str:
+    def why_missing(self, capability: Capability) -> str:
         if capability is Capability.DIFFERENTIABLE:
             return "a sampled token is one of a set, and no gradient passes through the choice"
         return ""
@@ -139,7 +139,7 @@ class TokenConfig(SamplerConfig):
             return frozenset()
         return frozenset({Capability.STEP_LOGP, Capability.STEP_KL, Capability.ENTROPY})
 
-    def lacks(self, capability: Capability) -> str:
+    def why_missing(self, capability: Capability) -> str:
         exact = {Capability.STEP_LOGP, Capability.STEP_KL, Capability.ENTROPY}
         if self.truncates and capability in exact:
             return (

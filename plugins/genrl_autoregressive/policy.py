@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from genrl_autoregressive.distribution import token_log_probs
 from genrl_core import (
     Capability,
+    Denoising,
     GenRLError,
-    Matching,
     Policy,
     PolicyConfig,
     Scored,
@@ -28,7 +28,7 @@ class AutoregressivePolicy(Policy):
     """A network that reads a prompt and tokens, and predicts what comes next.
 
     A subclass gives ``encode``, ``decode`` and ``logits``; sampling, densities, the bound and the
-    matching error follow. ``TransformersPolicy`` gives ``logits`` for the models of transformers.
+    denoising error follow. ``TransformersPolicy`` gives ``logits`` for the models of transformers.
 
     Attributes:
         num_symbols: V, the symbols that a completion is made of.
@@ -46,7 +46,7 @@ class AutoregressivePolicy(Policy):
         self.end_tokens = end_tokens
         self.num_tokens = num_tokens
         if Capability.VALUE in config.provides():
-            self.predicts_value, self.fresh_modules = True, ("value_head",)
+            self.predicts_value, self.new_modules = True, ("value_head",)
 
     @abstractmethod
     def logits(
@@ -109,7 +109,7 @@ class AutoregressivePolicy(Policy):
         length = final["length"].clamp(min=1)
         return {"events": length.view(1, -1, 1).expand(draws, -1, -1).clone()}
 
-    def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:  # noqa: ARG002
+    def denoising(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Denoising:  # noqa: ARG002
         """The logits at every token, ``[R, T, V]``; the error is the mean cross-entropy in nats.
 
         The mean is over the sample's own tokens, the end-of-sequence token included: ``[R]``.
@@ -122,9 +122,9 @@ class AutoregressivePolicy(Policy):
             return -found.sum(-1) / length.clamp(min=1)
 
         # Predictions of several weights are subtracted, and of -inf no number would be left.
-        return Matching(teacher_forced(self, tokens, cond).clamp(min=-1e9), error)
+        return Denoising(teacher_forced(self, tokens, cond).clamp(min=-1e9), error)
 
-    def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:  # noqa: ARG002
+    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:  # noqa: ARG002
         """``sum over t of log p(token t | prompt, tokens before)``, exact: ``[R, 1]``.
 
         At temperature 1 and without guidance, whatever drew the sample.

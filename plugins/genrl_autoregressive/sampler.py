@@ -37,7 +37,7 @@ from genrl_core import (
     Tensors,
     Terms,
     Trajectory,
-    take,
+    select_rows,
 )
 from genrl_core.functional import guided
 
@@ -139,7 +139,7 @@ class TokenSampler(Sampler):
         step = torch.arange(limit, device=mask.device).unsqueeze(1).expand(limit, count)
         padded = torch.nn.functional.pad(numbers, (0, 0, 0, limit - numbers.shape[1]))
         value = padded[1] if len(padded) > 1 else None
-        terms = Terms(padded[0], events=mask.long(), step=step, mask=mask, calls=1, value=value)
+        terms = Terms(padded[0], events=mask.long(), step=step, mask=mask, num_evals=1, value=value)
         return Trajectory(cond, dict(final), final, terms)
 
     def score(
@@ -149,7 +149,7 @@ class TokenSampler(Sampler):
         if self.config.truncates:
             raise NotImplementedError("truncated sampling has no step densities")
         known = cast(AutoregressivePolicy, policy)
-        cond, full = take(trajectory.cond, b), take(trajectory.trace, b)
+        cond, full = select_rows(trajectory.cond, b), select_rows(trajectory.trace, b)
         tokens, length = trimmed(full)
         compared: Tensors = {}
         # Other slots run first: none may change between a forward with gradient and its backward.
@@ -168,7 +168,7 @@ class TokenSampler(Sampler):
                 raise NotImplementedError(f"{type(policy).__name__} predicts no value")
             found["value"] = values
         for slot, other in compared.items():
-            first, second = (other, logits) if slot == "old" else (logits, other)
+            first, second = (other, logits) if slot == "lagging" else (logits, other)
             found[f"kl_{slot}"] = distribution.divergences(first, second)
         outside = ~within(length, tokens.shape[1])
         missing = full["tokens"].shape[1] - tokens.shape[1]

@@ -48,7 +48,7 @@ ONLY_STEP = (
 __getattr__ = lazy_names(__name__, _HOMES)
 
 
-class BoundConfig(Schema):
+class ElboConfig(Schema):
     """How a finished sample is noised again, and what the error of the prediction counts for."""
 
     timesteps: Literal["uniform", "logit_normal"] = Field(
@@ -70,7 +70,7 @@ class BoundConfig(Schema):
     )
 
     @model_validator(mode="after")
-    def _bounds(self) -> "BoundConfig":
+    def _bounds(self) -> "ElboConfig":
         if self.weighting == "elbo" and self.timesteps != "uniform":
             raise ValueError(
                 f"weighting: elbo is a bound under uniform times alone, and timesteps is "
@@ -87,13 +87,13 @@ class DiffusionPolicyConfig(PolicyConfig):
     """Whether the policy implements ``decode_pixels``; every sampler here keeps the graph."""
     noise_levels: ClassVar[int | None] = None
     """The length of a variance-preserving model's table; None for flow matching, or unknown."""
-    bound: BoundConfig = Field(
-        BoundConfig(), description="the surrogate of a finished sample's log-likelihood"
+    elbo: ElboConfig = Field(
+        ElboConfig(), description="the surrogate of a finished sample's log-likelihood"
     )
 
     def provides(self) -> frozenset[Capability]:
         given = frozenset({
-            Capability.BOUND, Capability.MATCHING, Capability.CLEAN_SAMPLE, Capability.IMAGE,
+            Capability.ELBO, Capability.DENOISING, Capability.CLEAN_SAMPLE, Capability.IMAGE,
         })  # fmt: skip
         return given | {Capability.DIFFERENTIABLE} if self.differentiable else given
 
@@ -155,7 +155,7 @@ class RolloutConfig(SamplerConfig):
     def provides(self) -> frozenset[Capability]:
         return frozenset({Capability.PREVIEW})
 
-    def misfits(self, policy: PolicyConfig) -> dict[str, str]:
+    def incompatible_fields(self, policy: PolicyConfig) -> dict[str, str]:
         levels = policy.noise_levels if isinstance(policy, DiffusionPolicyConfig) else None
         found = {}
         if levels is not None and self.shift != 1:
@@ -170,7 +170,7 @@ class RolloutConfig(SamplerConfig):
             )
         return found
 
-    def lacks(self, capability: Capability) -> str:
+    def why_missing(self, capability: Capability) -> str:
         if capability in (Capability.STEP_LOGP, Capability.STEP_KL):
             return "a deterministic sampler has no step density"
         if capability is Capability.ENTROPY:
@@ -257,8 +257,8 @@ class DiffusionSamplerConfig(RolloutConfig):
         closed = {Capability.STEP_LOGP, Capability.STEP_KL}
         return super().provides() | (closed if self.stochastic else set())
 
-    def lacks(self, capability: Capability) -> str:
-        reason = super().lacks(capability)
+    def why_missing(self, capability: Capability) -> str:
+        reason = super().why_missing(capability)
         if capability not in (Capability.STEP_LOGP, Capability.STEP_KL):
             return reason
         if self.noisy_steps == 0:

@@ -1,4 +1,4 @@
-"""The bases of diffusion policies: what a network predicts, and the matching error that it gives.
+"""The bases of diffusion policies: what a network predicts, and the denoising error that it gives.
 
 latents x = alpha x0 + sigma eps      flow matching: alpha = 1 - t, sigma = t, t in [0, 1]
                                       variance preserving: alpha^2 = alpha_bar[t], t in 0..T-1
@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from genrl_core import Capability, GenRLError, Matching, Policy, Scored, Streams, Tensors
+from genrl_core import Capability, Denoising, GenRLError, Policy, Scored, Streams, Tensors
 from genrl_core.functional import guided
 from genrl_diffusion import DiffusionPolicyConfig
 
@@ -39,9 +39,9 @@ class DiffusionPolicy(Policy):
         self.config = config
         self.network = network
         self.shape = tuple(shape)
-        self.combine_draws = config.bound.combine
+        self.combine_draws = config.elbo.combine
         if Capability.VALUE in config.provides():
-            self.predicts_value, self.fresh_modules = True, ("value_head",)
+            self.predicts_value, self.new_modules = True, ("value_head",)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -138,19 +138,19 @@ class DiffusionPolicy(Policy):
         """Times and noises: ``time`` ``[D, B]`` float64 and ``noise`` ``[D, B, *shape]``.
 
         The D times of a sample are spread evenly, ``u + d / D`` modulo 1 with one ``u``, before
-        they are transformed to the distribution ``policy.bound.timesteps``: each is distributed as
+        they are transformed to the distribution ``policy.elbo.timesteps``: each is distributed as
         if it were alone, and their mean varies less.
         """
         x0 = final["latents"]
-        source = streams.shared if self.config.bound.shared_by_group else streams
+        source = streams.shared if self.config.elbo.shared_by_group else streams
         offset = source.uniform(1).double()
         share = (offset + torch.arange(draws, device=offset.device) / draws) % 1.0
-        if self.config.bound.timesteps == "logit_normal":
+        if self.config.elbo.timesteps == "logit_normal":
             share = torch.special.ndtri(share.clamp(2**-25, 1 - 2**-25)).sigmoid()
         noise = source.normal(draws, *x0.shape[1:]).to(x0.dtype)
         return {"time": self.time_at(share).T.contiguous(), "noise": noise.transpose(0, 1)}
 
-    def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:
+    def denoising(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Denoising:
         """The prediction on noised samples; the error is its mean squared error, in its own space.
 
         ``prediction`` is ``[R, *shape]``; ``error`` gives ``[R]``, the mean over the elements of
@@ -172,10 +172,10 @@ class DiffusionPolicy(Policy):
             scale = self._clean_slope(alpha, sigma)
             return (scale.square() / (scale * size).clamp(min=1e-5)).to(prediction.dtype)
 
-        return Matching(_full(self.predict(x, time.to(x.dtype), cond)), error, weight)
+        return Denoising(_full(self.predict(x, time.to(x.dtype), cond)), error, weight)
 
-    def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
-        """``-w x`` the matching error, ``[R, 1]``, w by ``policy.bound.weighting``.
+    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
+        """``-w x`` the denoising error, ``[R, 1]``, w by ``policy.elbo.weighting``.
 
         It bounds the log-likelihood for one weighting alone, ``elbo``: then the number of elements
         times its mean over the draws of ``corrupt`` is the evidence lower bound (arXiv 2107.00630)
@@ -183,8 +183,8 @@ class DiffusionPolicy(Policy):
         reconstruction (``noise_weight``). The other weightings are those that models are trained
         with, and that AWM (arXiv 2509.25050) reinforces. The scale is per element.
         """
-        matching = self.matching(final, cond, corruption)
-        error = matching.error(matching.prediction)
+        denoising = self.denoising(final, cond, corruption)
+        error = denoising.error(denoising.prediction)
         weight = self._weight(corruption["time"]).to(error.dtype)
         return Scored(log_probs=-(weight * error).unsqueeze(1))
 
@@ -195,9 +195,9 @@ class DiffusionPolicy(Policy):
         return sigma / alpha if self.prediction == "epsilon" else sigma
 
     def _weight(self, time: Tensor) -> Tensor:
-        """W in ``bound``: ``[R]`` float64."""
+        """W in ``elbo``: ``[R]`` float64."""
         alpha, sigma = self.alpha_sigma(time)
-        if (kind := self.config.bound.weighting) != "elbo":
+        if (kind := self.config.elbo.weighting) != "elbo":
             power = {"uniform": 0, "sigma": 1, "sigma_squared": 2}[kind]
             return (sigma / (alpha + sigma)).pow(power)
         # How much eps_hat moves with the prediction; see split.
@@ -240,7 +240,7 @@ class FlowPolicy(DiffusionPolicy):
         return shift * time / (shift * time + (1 - time))
 
     def time_at(self, share: Tensor) -> Tensor:
-        least = LEAST_TIME if self.config.bound.weighting == "elbo" else 0.0
+        least = LEAST_TIME if self.config.elbo.weighting == "elbo" else 0.0
         return share.double().clamp(min=least)
 
     def noise_weight(self, time: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ __getattr__ = lazy_names(__name__, _HOMES)
 Masking = Literal["cosine", "uniform", "full", "structured", "rising", "complement", "quadrature"]
 
 
-class BoundConfig(Schema):
+class ElboConfig(Schema):
     """How a finished sample is masked again, and how its masked cross-entropy becomes a bound."""
 
     masking: Masking = Field(
@@ -91,7 +91,7 @@ class BoundConfig(Schema):
     )
 
     @model_validator(mode="after")
-    def _weighable(self) -> "BoundConfig":
+    def _weighable(self) -> "ElboConfig":
         if self.weighting == "elbo" and self.masking not in ("cosine", "uniform"):
             raise ValueError(
                 f"weighting: elbo needs every number of masked positions, each with a known "
@@ -108,13 +108,13 @@ class BoundConfig(Schema):
         """Why ``draws`` corruptions per sample do not fit the masking; empty where they do."""
         if self.masking == "complement" and draws % 3:
             return (
-                "policy.bound.masking: complement takes its draws in threes (everything masked, a "
+                "policy.elbo.masking: complement takes its draws in threes (everything masked, a "
                 f"random set, the rest), and {draws} is no multiple of 3. Take 3"
             )
         if self.masking == "full" and draws > 1 and not self.prompt_masking:
             return (
-                f"policy.bound.masking: full masks everything, so that {draws} draws are the same. "
-                "Take 1, or set policy.bound.prompt_masking above 0"
+                f"policy.elbo.masking: full masks everything, so that {draws} draws are the same. "
+                "Take 1, or set policy.elbo.prompt_masking above 0"
             )
         return ""
 
@@ -125,27 +125,27 @@ class MaskedPolicyConfig(PolicyConfig):
     paradigm: ClassVar[str] = "masked"
     medium: ClassVar[Capability] = Capability.IMAGE
     masks_prompts: ClassVar[bool] = False
-    """Whether the policy has ``mask_prompt``, for ``bound.prompt_masking``."""
-    bound: BoundConfig = Field(
-        BoundConfig(), description="the bound on the log-likelihood of a finished sample"
+    """Whether the policy has ``mask_prompt``, for ``elbo.prompt_masking``."""
+    elbo: ElboConfig = Field(
+        ElboConfig(), description="the bound on the log-likelihood of a finished sample"
     )
 
     def provides(self) -> frozenset[Capability]:
-        return frozenset({Capability.BOUND, Capability.MATCHING, self.medium})
+        return frozenset({Capability.ELBO, Capability.DENOISING, self.medium})
 
     def draws_problem(self, draws: int) -> str:
-        return self.bound.draws_problem(draws)
+        return self.elbo.draws_problem(draws)
 
     @model_validator(mode="after")
     def _masks_prompts(self) -> "MaskedPolicyConfig":
-        if self.bound.prompt_masking and not self.masks_prompts:
+        if self.elbo.prompt_masking and not self.masks_prompts:
             raise ValueError(
-                "bound.prompt_masking hides tokens of the prompt, and this policy does not say "
+                "elbo.prompt_masking hides tokens of the prompt, and this policy does not say "
                 "how: leave it out, or give the policy mask_prompt(cond, where)"
             )
         return self
 
-    def lacks(self, capability: Capability) -> str:
+    def why_missing(self, capability: Capability) -> str:
         if capability is Capability.DIFFERENTIABLE:
             return "a sampled token is one of a set, and no gradient passes through the choice"
         return ""
@@ -226,7 +226,7 @@ class ConfidenceConfig(UnmaskingConfig):
         closed = {Capability.STEP_KL, Capability.ENTROPY} if self._has_closed_forms() else set()
         return frozenset({Capability.STEP_LOGP} | closed)
 
-    def lacks(self, capability: Capability) -> str:
+    def why_missing(self, capability: Capability) -> str:
         if capability in (Capability.STEP_KL, Capability.ENTROPY):
             return (
                 f"a transition under {self.transition} has no closed form for it; choose an "

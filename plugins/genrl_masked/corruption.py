@@ -1,4 +1,4 @@
-"""Which positions of a finished sample are masked again: the corruptions of ``policy.bound``.
+"""Which positions of a finished sample are masked again: the corruptions of ``policy.elbo``.
 
 Shapes: B samples, D draws, N positions. A sample's D levels are spread evenly, ``u + d / D`` modulo
 1 with one uniform u: each is distributed as if it were alone, and their mean varies less.
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genrl_core import Streams, Tensors
-from genrl_masked import BoundConfig
+from genrl_masked import ElboConfig
 from genrl_masked.transitions import best
 
 COMPLEMENT_RANGE = (0.2, 0.8)
@@ -22,30 +22,30 @@ RISING_FROM = 0.8
 
 
 def remasked(
-    bound: BoundConfig, streams: Streams, draws: int, num_tokens: int, update: int, updates: int
+    elbo: ElboConfig, streams: Streams, draws: int, num_tokens: int, update: int, updates: int
 ) -> Tensors:
-    """The masks of D draws, by ``bound.masking``; see ``BoundConfig`` for what each does.
+    """The masks of D draws, by ``elbo.masking``; see ``ElboConfig`` for what each does.
 
     Returns:
         ``masked`` ``[D, B, N]`` bool. Where positions are masked independently, ``ratio``
         ``[D, B]`` float64, the probability of each; elsewhere which ones is uniform given how many,
         and there is at least one. Where draws do not count alike, ``weight`` ``[D, B]`` float64.
     """
-    if bound.masking == "full":
+    if elbo.masking == "full":
         shape = (draws, len(streams), num_tokens)
         return {"masked": torch.ones(shape, dtype=torch.bool, device=streams.device)}
-    if bound.masking == "complement":
+    if elbo.masking == "complement":
         return _complementary(streams, draws // 3, num_tokens)
-    if bound.masking == "quadrature":
+    if elbo.masking == "quadrature":
         return _at_nodes(streams, draws, num_tokens)
-    structured = bound.masking == "structured"
+    structured = elbo.masking == "structured"
     levels = _spread(streams.across_updates if structured else streams, draws)
     if structured:
         levels = structured_ratio(levels, update, updates)
-    if bound.masking == "rising":
+    if elbo.masking == "rising":
         levels = torch.full_like(levels, rising_ratio(update, updates))
     keys = streams.uniform(draws, num_tokens)
-    counts = mask_counts(levels, num_tokens, bound)
+    counts = mask_counts(levels, num_tokens, elbo)
     masked = best(keys, torch.ones_like(keys, dtype=torch.bool), counts)
     return {"masked": masked.transpose(0, 1)}
 
@@ -68,20 +68,20 @@ def rising_ratio(update: int, updates: int) -> float:
     return min(RISING_FROM + (1 - RISING_FROM) * (update + 1) / updates, 0.999)
 
 
-def mask_counts(levels: Tensor, num_tokens: int, bound: BoundConfig) -> Tensor:
+def mask_counts(levels: Tensor, num_tokens: int, elbo: ElboConfig) -> Tensor:
     """How many positions are masked, 1 .. N, from numbers on [0, 1]: int64, shaped alike."""
-    if bound.masking == "cosine":
+    if elbo.masking == "cosine":
         return ((levels * math.pi / 2).cos() * num_tokens).ceil().long().clamp(1, num_tokens)
     return (levels * num_tokens).floor().long().clamp(0, num_tokens - 1) + 1
 
 
-def log_level_weight(counts: Tensor, num_tokens: int, bound: BoundConfig) -> Tensor:
+def log_level_weight(counts: Tensor, num_tokens: int, elbo: ElboConfig) -> Tensor:
     """``log w(n)``: 0 for ``mean``, ``-log(N P(n))`` for ``elbo``; float64, shaped as ``counts``.
 
     Under uniform masking P(n) is 1/N. Under cosine masking it is the share of u that ends at n,
     ``2/pi (arccos((n - 1) / N) - arccos(n / N))``, and w is at most pi/2.
     """
-    if bound.weighting == "mean" or bound.masking == "uniform":
+    if elbo.weighting == "mean" or elbo.masking == "uniform":
         return torch.zeros(counts.shape, dtype=torch.float64, device=counts.device)
     upper = counts.double() / num_tokens
     share = (upper - 1 / num_tokens).acos() - upper.acos()

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from genrl_core import (
     Capability,
+    Denoising,
     GenRLError,
-    Matching,
     Policy,
     RecipeError,
     Scored,
@@ -25,7 +25,7 @@ class MaskedPolicy(Policy):
     """A network that predicts the codes of the masked positions of a canvas.
 
     A canvas holds N codes ``0 .. V - 1`` or, where a position is masked, the mask code V. A
-    subclass gives ``encode``, ``decode`` and ``logits``; the bound and the matching error follow:
+    subclass gives ``encode``, ``decode`` and ``logits``; the bound and the denoising error follow:
 
         class Tiny(MaskedPolicy):
             def logits(self, canvas, cond):
@@ -48,9 +48,9 @@ class MaskedPolicy(Policy):
         self.network = network
         self.num_tokens = num_tokens
         self.codebook_size = codebook_size
-        self.combine_draws = config.bound.combine
+        self.combine_draws = config.elbo.combine
         if Capability.VALUE in config.provides():
-            self.predicts_value, self.fresh_modules = True, ("value_head",)
+            self.predicts_value, self.new_modules = True, ("value_head",)
 
     @property
     def mask_code(self) -> int:
@@ -114,20 +114,20 @@ class MaskedPolicy(Policy):
         """
         raise GenRLError(
             f"{type(self).__name__} cannot hide tokens of its prompt, which "
-            "policy.bound.prompt_masking asks for: leave it out, or implement "
+            "policy.elbo.prompt_masking asks for: leave it out, or implement "
             "mask_prompt(cond, where) and set num_prompt_tokens"
         )
 
     def corrupt(
         self, final: Tensors, streams: Streams, draws: int, update: int, updates: int
     ) -> Tensors:
-        """Which positions are masked, by ``policy.bound.masking``: ``masked`` ``[D, B, N]`` bool.
+        """Which positions are masked, by ``policy.elbo.masking``: ``masked`` ``[D, B, N]`` bool.
 
         Beside it stand what ``genrl_masked.remasked`` says, ``prompt_masked`` ``[D, B, P]`` bool
         with ``prompt_masking``, and the ``events``: the masked positions one by one with
         ``granularity: token``, else all N, since the bound of a draw speaks for the whole sample.
         """
-        config = self.config.bound
+        config = self.config.elbo
         if problem := config.draws_problem(draws):
             raise RecipeError(f"train.draws: {problem}")
         source = streams.shared if config.shared_by_group else streams
@@ -140,7 +140,7 @@ class MaskedPolicy(Policy):
             events = torch.full_like(events[:, :, :1], events.shape[2])
         return found | {"events": events}
 
-    def matching(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Matching:
+    def denoising(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Denoising:
         """The logits of the re-masked canvas; the error is its mean cross-entropy where masked.
 
         ``prediction`` is ``[R, N, V]``; ``error`` gives ``[R]``, in nats per masked position, and 0
@@ -156,9 +156,9 @@ class MaskedPolicy(Policy):
             mean: Tensor = -found.masked_fill(~masked, 0.0).sum(-1) / masked.sum(-1).clamp(min=1)
             return mean
 
-        return Matching(_at_least_float32(self.logits(canvas, cond)), error)
+        return Denoising(_at_least_float32(self.logits(canvas, cond)), error)
 
-    def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
+    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
         """The log-probabilities of the n masked positions, as a sum or one by one: ``[R, M]``.
 
         With ``granularity: sample`` M is 1: ``-N w(n) x`` their mean cross-entropy, of N events.
@@ -175,14 +175,14 @@ class MaskedPolicy(Policy):
         the factor ``N w(n) / n``, or ``1 / t``, is inside (coupled-GRPO, arXiv 2506.20639): summed
         over positions they are what ``granularity: sample`` gives.
         """
-        masked, config = corruption["masked"], self.config.bound
-        matching = self.matching(final, cond, corruption)
+        masked, config = corruption["masked"], self.config.elbo
+        denoising = self.denoising(final, cond, corruption)
         importance = self._importance(corruption)
         if config.granularity == "sample":
-            error = matching.error(matching.prediction)
+            error = denoising.error(denoising.prediction)
             scale = (masked.sum(-1) * importance).to(error.dtype)
             return Scored(log_probs=-(scale * error).unsqueeze(1))
-        log_probs = matching.prediction.log_softmax(-1)
+        log_probs = denoising.prediction.log_softmax(-1)
         terms = code_log_probs(log_probs, final["tokens"]).masked_fill(~masked, 0.0)
         if config.combine or config.weighting == "elbo" or "ratio" in corruption:
             terms = importance.to(terms.dtype).unsqueeze(1) * terms
@@ -193,7 +193,7 @@ class MaskedPolicy(Policy):
         if "ratio" in corruption:
             return 1 / corruption["ratio"]
         counts, total = corruption["masked"].sum(-1), corruption["masked"].shape[-1]
-        return total / counts * log_level_weight(counts, total, self.config.bound).exp()
+        return total / counts * log_level_weight(counts, total, self.config.elbo).exp()
 
 
 def guided_logits(

@@ -30,7 +30,7 @@ class Ppo(Objective):
     ``train.steps`` picks some calls, the values in between are skipped.
     """
 
-    needs = frozenset({"old", "value"})
+    needs = frozenset({"old_log_probs", "value"})
     separable = True
 
     def __init__(self, config: "PpoConfig"):
@@ -39,14 +39,14 @@ class Ppo(Objective):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         config, value, recorded = self._config, batch.need("value"), batch.need("old_value")
         advantage = generalized_advantage(
-            recorded, batch.reward.to(recorded), batch.step, batch.population, config.gamma,
+            recorded, batch.reward.to(recorded), batch.step, batch.denominator_mask, config.gamma,
             config.lam,
         )  # fmt: skip
         target = advantage + recorded
         if config.whiten:
-            advantage = whiten(advantage, batch.population & batch.valid)
+            advantage = whiten(advantage, batch.denominator_mask & batch.valid)
         ratio = log_ratio(
-            batch.log_probs, batch.need("old"), batch.events, batch.mask, over=config.over
+            batch.log_probs, batch.need("old_log_probs"), batch.events, batch.mask, over=config.over
         )
         clip = (config.epsilon, config.epsilon_high, config.delta)
         error = (value - target).square()

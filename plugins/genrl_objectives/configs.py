@@ -20,7 +20,7 @@ from genrl_objectives.presets import (
 if TYPE_CHECKING:
     from genrl_core import Objective
 
-VIEW = "steps: the sampled trajectory; bound: the finished sample"
+VIEW = "steps: the sampled trajectory; elbo: the finished sample"
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -39,8 +39,8 @@ class KlConfig(ObjectiveConfig):
     def view_wanted(self) -> None:
         return None
 
-    def joins(self) -> tuple[Literal["steps", "bound"], ...]:
-        return ("steps",) if self.estimator == "analytic" else ("steps", "bound")
+    def compatible_views(self) -> tuple[Literal["steps", "elbo"], ...]:
+        return ("steps",) if self.estimator == "analytic" else ("steps", "elbo")
 
     def needs(self) -> frozenset[Capability]:
         return frozenset({Capability.STEP_KL} if self.estimator == "analytic" else ())
@@ -77,8 +77,8 @@ class SftConfig(ObjectiveConfig):
     uses_reward = False
     reduce: Reduction = Field("sample_mean", description="how draws become one number")
 
-    def view_wanted(self) -> Literal["bound"]:
-        return "bound"
+    def view_wanted(self) -> Literal["elbo"]:
+        return "elbo"
 
     def build(self) -> "Objective":
         from genrl_objectives.supervised import Sft
@@ -89,10 +89,10 @@ class SftConfig(ObjectiveConfig):
 class _WeightedConfig(ObjectiveConfig):
     """Maximum likelihood with weights that the rewards of a group give its samples."""
 
-    view: Literal["bound", "steps"] = Field("bound", description=VIEW)
+    view: Literal["elbo", "steps"] = Field("elbo", description=VIEW)
     reduce: Reduction = Field("sample_mean", description=REDUCE)
 
-    def view_wanted(self) -> Literal["bound", "steps"]:
+    def view_wanted(self) -> Literal["elbo", "steps"]:
         return self.view
 
 
@@ -139,7 +139,7 @@ class DpoConfig(ObjectiveConfig):
     """DPO and its kin, on line: the best against the worst sample of each group."""
 
     paper = "arXiv 2305.18290"
-    view: Literal["steps", "bound"] = Field("steps", description=VIEW)
+    view: Literal["steps", "elbo"] = Field("steps", description=VIEW)
     loss_type: Literal[
         "sigmoid", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard",
         "apo_zero", "apo_down",
@@ -172,7 +172,7 @@ class DpoConfig(ObjectiveConfig):
             raise ValueError("loss_type: exo_pair needs label_smoothing above 0, such as 1e-3")
         return self
 
-    def view_wanted(self) -> Literal["steps", "bound"]:
+    def view_wanted(self) -> Literal["steps", "elbo"]:
         return self.view
 
     def build(self) -> "Objective":
@@ -186,7 +186,7 @@ class DgpoConfig(ObjectiveConfig):
 
     paper = "arXiv 2510.08425"
     advantage_defaults: ClassVar[dict[str, Any]] = {"scale": "batch_std", "clip": 5.0}
-    view: Literal["bound", "steps"] = Field("bound", description=VIEW)
+    view: Literal["elbo", "steps"] = Field("elbo", description=VIEW)
     beta: Clip = Field(
         1.0, description="strength of the pull to the reference; squared errors want 10 to 100"
     )
@@ -195,7 +195,7 @@ class DgpoConfig(ObjectiveConfig):
     )
     reduce: Reduction = Field("sample_mean", description=REDUCE)
 
-    def view_wanted(self) -> Literal["bound", "steps"]:
+    def view_wanted(self) -> Literal["elbo", "steps"]:
         return self.view
 
     def build(self) -> "Objective":
@@ -212,10 +212,10 @@ class NftConfig(ObjectiveConfig):
     advantage_clip: Clip = Field(
         5.0, description="advantage at which a sample counts as wholly good, or wholly bad"
     )
-    partner: Literal["old", "reference"] = Field(
-        "old",
+    partner: Literal["lagging", "reference"] = Field(
+        "lagging",
         description="the weights that are mixed in: the lagging ones, which then also draw "
-        "(weights.old), or the fixed reference, with samples of the current ones",
+        "(weights.lagging), or the fixed reference, with samples of the current ones",
     )
     pull: Annotated[float, Field(ge=0)] = Field(
         1e-4,
@@ -229,17 +229,17 @@ class NftConfig(ObjectiveConfig):
     )
     reduce: Reduction = Field("sample_mean", description=REDUCE)
 
-    def view_wanted(self) -> Literal["matching"]:
-        return "matching"
+    def view_wanted(self) -> Literal["denoising"]:
+        return "denoising"
 
-    def draws_with(self) -> Literal["current", "old"]:
-        return "old" if self.partner == "old" else "current"
+    def draws_with(self) -> Literal["current", "lagging"]:
+        return "lagging" if self.partner == "lagging" else "current"
 
     def needs(self) -> frozenset[Capability]:
         return super().needs() | ({Capability.CLEAN_SAMPLE} if self.normalize else frozenset())
 
     def build(self) -> "Objective":
-        from genrl_objectives.matching import Nft
+        from genrl_objectives.nft import Nft
 
         return Nft(self)
 

@@ -26,7 +26,7 @@ class Kl(Objective):
     def __init__(self, config: "KlConfig"):
         self._config = config
         analytic = config.estimator == "analytic"
-        unbiased = {"old"} if config.estimator == "unbiased" else set()
+        unbiased = {"old_log_probs"} if config.estimator == "unbiased" else set()
         self.needs = frozenset({"kl_reference"} if analytic else {"reference", *unbiased})
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -35,7 +35,7 @@ class Kl(Objective):
             kl = batch.need("kl_reference")
         else:
             reference, estimator = batch.need("reference"), self._config.estimator
-            old = batch.need("old") if estimator == "unbiased" else None
+            old = batch.need("old_log_probs") if estimator == "unbiased" else None
             kl = kl_estimate(batch.log_probs, reference, old, estimator)
             far = beyond_bound(batch.log_probs - reference)
             far = far if old is None else far | beyond_bound(batch.log_probs - old)

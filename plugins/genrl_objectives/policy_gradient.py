@@ -46,7 +46,12 @@ class PolicyGradient(Objective):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         config = self._config
         ratio = log_ratio(
-            batch.log_probs, batch.need("old"), batch.events, batch.mask, config.level, config.over
+            batch.log_probs,
+            batch.need("old_log_probs"),
+            batch.events,
+            batch.mask,
+            config.level,
+            config.over,
         )
         entries, held = config.surrogate(batch, ratio)
         value = bounded_exp(ratio.detach())

@@ -18,7 +18,7 @@ class Dpo(Objective):
 
     A pair is the best and the worst sample of a group by reward, drawn by the policy itself; a
     group without a difference gives none. With ``view: steps`` a sample's score is its path's
-    log-density against the reference, with ``view: bound`` the mean of its draws' bounds (D3PO-like
+    log-density against the reference, with ``view: elbo`` the mean of its draws' bounds (D3PO-like
     and Diffusion-DPO-like: two objectives of one formula). ``level: term`` compares the n-th terms
     of both samples (D3PO, arXiv 2311.13231, which also clips each ratio; its log-densities are
     means over a step's elements: ``over: mean``).
@@ -54,10 +54,10 @@ class Dpo(Objective):
             events = batch.events.clamp(min=1) if config.over == "mean" else 1
             low, high = math.log1p(-config.ratio_clip), math.log1p(config.ratio_clip)
             gap = (gap / events).clamp(low, high) * events
-        if config.level == "sequence" or self.view == "bound":
+        if config.level == "sequence" or self.view == "elbo":
             gap = gap * batch.weight
         gap = torch.where(batch.mask, gap, torch.zeros_like(gap))
-        if config.over == "sum" and self.view == "bound" and config.level == "sequence":
+        if config.over == "sum" and self.view == "elbo" and config.level == "sequence":
             return gap / (batch.step.max() + 1)  # of a bound the step is the draw
         if config.over == "sum":
             return gap
@@ -79,7 +79,9 @@ class Dgpo(Objective):
 
     def __init__(self, config: "DgpoConfig"):
         self.view = config.view
-        self.needs = frozenset({"reference"} | ({"old"} if config.epsilon is not None else set()))
+        self.needs = frozenset(
+            {"reference"} | ({"old_log_probs"} if config.epsilon is not None else set())
+        )
         self._config = config
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -88,7 +90,7 @@ class Dgpo(Objective):
         weight = (config.beta * group_mean(gap, batch.group, batch.mask & batch.valid)).sigmoid()
         entries = -weight * batch.advantage * batch.log_probs
         if config.epsilon is not None:
-            ratio = (batch.log_probs - batch.need("old")).detach()
+            ratio = (batch.log_probs - batch.need("old_log_probs")).detach()
             held = is_clipped(ratio, batch.advantage, config.epsilon)
             entries = torch.where(held, torch.zeros_like(entries), entries)
         loss = batch.reduce(entries, config.reduce)

@@ -41,12 +41,12 @@ class PolicyGradientConfig(ObjectiveConfig):
     """What the policy-gradient presets share."""
 
     on_policy_gradient: ClassVar[bool] = True
-    view: Literal["steps", "bound"] = Field(
-        "steps", description="steps: the sampled trajectory; bound: the finished sample"
+    view: Literal["steps", "elbo"] = Field(
+        "steps", description="steps: the sampled trajectory; elbo: the finished sample"
     )
     reduce: Reduction = Field("sample_mean", description=REDUCE)
 
-    def view_wanted(self) -> Literal["steps", "bound"]:
+    def view_wanted(self) -> Literal["steps", "elbo"]:
         return self.view
 
 
@@ -69,7 +69,7 @@ class RatioConfig(PolicyGradientConfig):
 
     def fields_needed(self) -> frozenset[str]:
         """The fields of the batch that the surrogate reads."""
-        return frozenset({"old"})
+        return frozenset({"old_log_probs"})
 
     def couples(self) -> bool:
         """Whether the loss of a term depends on the other terms of its sample."""
@@ -133,7 +133,7 @@ class DapoConfig(BnpoConfig):
     """
 
     paper = "arXiv 2503.14476"
-    filter_defaults: ClassVar[dict[str, Any]] = {"min_spread": 0.0, "then": "resample"}
+    filter_defaults: ClassVar[dict[str, Any]] = {"min_std": 0.0, "then": "resample"}
 
 
 class GspoConfig(GrpoConfig):
@@ -264,8 +264,8 @@ class AwmConfig(GrpoConfig):
 
     paper = "arXiv 2509.25050"
     advantage_defaults: ClassVar[dict[str, Any]] = {"clip": 1.0}
-    view: Literal["steps", "bound"] = Field(
-        "bound", description="bound: the finished sample; steps: the sampled trajectory"
+    view: Literal["steps", "elbo"] = Field(
+        "elbo", description="elbo: the finished sample; steps: the sampled trajectory"
     )
     epsilon: Clip = Field(
         description="clip of the ratio below 1; it has no default, because what a bound measures "
@@ -283,11 +283,11 @@ class _WithOldConfig(RatioConfig):
         return super().needs() | {Capability.STEP_KL}
 
     def fields_needed(self) -> frozenset[str]:
-        return frozenset({"old", "kl_old"})
+        return frozenset({"old_log_probs", "kl_behavior"})
 
     def divergence(self, batch: "Batch") -> "Tensor":
         """KL(old || current) of every step, per event where the ratio is: ``[T, B]``."""
-        kl = batch.need("kl_old")
+        kl = batch.need("kl_behavior")
         return kl / batch.events.clamp(min=1) if self.over == "mean" else kl
 
 

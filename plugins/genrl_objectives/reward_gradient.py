@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from genrl_core import Batch, Objective, Replay
+from genrl_core import Batch, Objective, SamplerBackprop
 
 if TYPE_CHECKING:
     from genrl_objectives.differentiable import RewardGradientConfig
@@ -33,7 +33,7 @@ class RewardGradient(Objective):
     def __init__(self, config: "RewardGradientConfig"):
         self._margin = config.margin
         stop = None if config.stop_range is None else (config.stop_range[0], config.stop_range[1])
-        self.replay = Replay(config.steps, config.random_steps, stop)
+        self.backprop = SamplerBackprop(config.steps, config.random_steps, stop)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         reward = batch.need("differentiable_reward")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Sft(Objective):
     """Minus the bound on the log-likelihood of the samples, whatever drew them."""
 
-    view = "bound"
+    view = "elbo"
     separable = True
 
     def __init__(self, config: "SftConfig"):
@@ -74,8 +74,8 @@ class BestOfN(_Weighted):
         reward = torch.where(batch.valid, batch.reward, torch.full_like(batch.reward, -torch.inf))
         order = reward.argsort(descending=True, stable=True)
         order = order[batch.group[order].argsort(stable=True)]  # group by group, best first
-        slots = batch.group[order]
-        place = torch.arange(len(order)) - torch.searchsorted(slots, slots)
+        weight_sets = batch.group[order]
+        place = torch.arange(len(order)) - torch.searchsorted(weight_sets, weight_sets)
         best = torch.empty_like(reward).index_copy(0, order, (place < self._keep).to(reward))
         best = (best * batch.valid).unsqueeze(0)
         share = group_mean(best, batch.group, batch.valid)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from genrl_core import Media, Prompt, Reading, Reward, Tensors, take
+from genrl_core import Media, Prompt, Reading, Reward, Tensors, select_rows
 from genrl_rewards.images import Fit, cropped, normalised, pictures
 
 _log = logging.getLogger("genrl_rewards")
@@ -68,7 +68,7 @@ class NetworkReward(Reward):
         pairs = zip(images, prompts, strict=True)
         rows = torch.tensor([places[prompt.text] for _, prompt in pairs])
         found = [
-            self.score(self._pixels(images[part]), take(encoded, rows[part]))
+            self.score(self._pixels(images[part]), select_rows(encoded, rows[part]))
             for part in self.chunks(len(images))
         ]
         return torch.cat(found).tolist()

@@ -40,10 +40,10 @@ def _autoregressive(objective: str, *more: str) -> Cell:
 
 TWO = "train.num_minibatches=2"
 """So that the second minibatch has a ratio to clip; the diffusion parent has it."""
-LAGGING = "weights.old.decay=0.5"
+LAGGING = "weights.lagging.decay=0.5"
 DRAWS = "train.draws=4"
 SIGMA = (
-    "policy.bound.weighting=sigma", "sampler.noise=0.0", "sampler.num_inference_steps=10",
+    "policy.elbo.weighting=sigma", "sampler.noise=0.0", "sampler.num_inference_steps=10",
 )  # fmt: skip
 """For bounds on diffusion: samples of the deterministic sampler, errors weighted by the noise."""
 
@@ -72,7 +72,7 @@ CELLS: dict[str, dict[str, Cell]] = {
         "grpo as coupled-GRPO": Cell("digits/coupled_grpo"),
         "gspo as GDPO": Cell("digits/gdpo"),
         "dpo": _masked("dpo={beta: 0.1}"),
-        "dpo on the bound": _masked("dpo={beta: 0.1, view: bound}", DRAWS),
+        "dpo on the bound": _masked("dpo={beta: 0.1, view: elbo}", DRAWS),
         "dgpo": _masked("dgpo={beta: 1.0}", "train.draws=2"),
         "rwr": _masked("rwr={temperature: 0.5, view: steps}", "train.learning_rate=3e-4"),
         "best_of_n": _masked("best_of_n={keep: 2, view: steps}", "train.learning_rate=3e-4"),

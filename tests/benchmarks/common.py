@@ -49,7 +49,7 @@ def run_task(task: Task) -> tuple[Task, dict[str, Row]]:
 
     if task.base:
         rows = {task.label: measured()}
-        for field, values in recipe.evaluate.base_sweep.items():
+        for field, values in recipe.evaluate.baseline_sweep.items():
             for value in values:
                 rows[f"{task.label}, {field} {value:g}"] = measured(**{field: value})
         return task, rows
@@ -69,7 +69,7 @@ def run_all(tasks: Sequence[Task], processes: int) -> Iterator[tuple[Task, dict[
 
 
 def best_of_base(rows: dict[str, dict[str, Row]], base: str) -> dict[str, Row]:
-    """Of a base and its sweep (``evaluate.base_sweep``) the most accurate, for every seed."""
+    """Of a base and its sweep (``evaluate.baseline_sweep``) the most accurate, for every seed."""
     best = dict(rows[base])
     for name, seeds in rows.items():
         if name.startswith(f"{base}, "):

@@ -105,11 +105,11 @@ def _tensors(found: Any) -> "list[Tensor]":
     return [value for value in values if hasattr(value, "requires_grad")]
 
 
-def replay(trainer: "Trainer", events: Sequence[Call | str]) -> None:
+def backprop(trainer: "Trainer", events: Sequence[Call | str]) -> None:
     """The floor: these calls again, with nothing around them."""
     import torch
 
-    parameters = list(trainer.slots.trainable.values())
+    parameters = list(trainer.weight_sets.trainable.values())
     limit = trainer.recipe.train.max_grad_norm
     found: Any = None
     for event in events:
@@ -130,12 +130,12 @@ def replay(trainer: "Trainer", events: Sequence[Call | str]) -> None:
 
 def snapshot(trainer: "Trainer") -> Callable[[], None]:
     """What brings the trainer back to where it is now."""
-    weights = {name: p.detach().clone() for name, p in trainer.slots.trainable.items()}
+    weights = {name: p.detach().clone() for name, p in trainer.weight_sets.trainable.items()}
     optimizer, iteration = copy.deepcopy(trainer.optimizer.state_dict()), trainer.iteration
 
     def restore() -> None:
         trainer.iteration = iteration
-        trainer.slots.load_state_dict(trainer.slots.state_dict() | weights)
+        trainer.weight_sets.load_state_dict(trainer.weight_sets.state_dict() | weights)
         trainer.optimizer.load_state_dict(copy.deepcopy(optimizer))
 
     return restore
@@ -157,7 +157,7 @@ def measure(recipe: str, repeat: int) -> Timed:
         cases.append((restore, recorded(trainer)))
     for turn in range(repeat + 1):
         for restore, events in cases:
-            sides = {"iteration": trainer.step, "floor": lambda e=events: replay(trainer, e)}
+            sides = {"iteration": trainer.step, "floor": lambda e=events: backprop(trainer, e)}
             for name in sorted(sides, reverse=turn % 2 == 1):
                 restore()
                 start, wall = time.process_time(), time.perf_counter()

@@ -97,7 +97,7 @@ def run_task(task: Task) -> tuple[Task, dict[str, Row]]:
     for row in rows.values():
         row |= {"seconds": seconds, "drift": drift}
     if task.sweep:
-        for field, values in trainer.recipe.evaluate.base_sweep.items():
+        for field, values in trainer.recipe.evaluate.baseline_sweep.items():
             for value in values:
                 rows[f"{field} {value:g}"] = measured(trained, **{field: value})
     return task, rows

@@ -35,7 +35,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from genrl_core import Terms, Trajectory, load_recipe
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -237,7 +237,7 @@ def positions(recipe: Recipe) -> list[int]:
     """How many positions the density of each trained step needs; of all steps where chosen anew."""
     count = num_tokens_of(recipe)
     sampler: Any = recipe.sampler
-    if _view(recipe) == "bound":
+    if _view(recipe) == "elbo":
         return [count]
     released = sampler.build().counts(count)
     masked = [count - sum(released[:step]) for step in range(len(released))]
@@ -251,12 +251,12 @@ def key_of(recipe: Recipe) -> str:
     """What the count depends on."""
     sampler, train, lora = recipe.sampler, recipe.train, recipe.weights.lora
     transition = getattr(sampler, "transition", "random").replace("p1_plain", "p1")
-    scored = "bound" if _view(recipe) == "bound" else transition
+    scored = "elbo" if _view(recipe) == "elbo" else transition
     scored += " by token" if getattr(sampler, "granularity", "") == "token" else ""
     adapters = f", rank {lora.rank}" if lora else ""
     return (
         f"{_name(recipe)} {num_tokens_of(recipe)}, {transition} drawn by "
-        f"{train.samples_per_forward}, {scored} updated by {train.rows_per_forward}{adapters}"
+        f"{train.rollout_batch_size}, {scored} updated by {train.micro_batch_size}{adapters}"
     )
 
 
@@ -280,7 +280,7 @@ def counted(recipe: Recipe, layers: int | None = None, needed: int | None = None
     needed = max(positions(recipe)) if needed is None else needed
     with metered(train.num_generations, needed) as meter:
         policy = policy_of(recipe, layers)
-        trained = list(Slots(policy, recipe.weights.lora).trainable.values())
+        trained = list(WeightSets(policy, recipe.weights.lora).trainable.values())
         for parameter in policy.network.parameters():
             meter.hold(parameter.data)
         start, meter.peak = meter.live, meter.live
@@ -294,14 +294,14 @@ def counted(recipe: Recipe, layers: int | None = None, needed: int | None = None
         return Counted(
             sum(p.numel() for p in policy.network.parameters()), sum(p.numel() for p in trained),
             drawing, meter.peak - base, draw_flops,
-            {name: count / train.rows_per_forward for name, count in meter.flops.items()}, needed,
+            {name: count / train.micro_batch_size for name, count in meter.flops.items()}, needed,
         )  # fmt: skip
 
 
 @torch.no_grad()
 def _draw(recipe: Recipe, policy: Any, meter: Meter) -> dict[str, float]:
     """A step as evaluations take it, with guidance if they have it; the products of a row of it."""
-    rows, sampler = recipe.train.samples_per_forward, recipe.sampler_for().build()
+    rows, sampler = recipe.train.rollout_batch_size, recipe.sampler_for().build()
     cond = cond_of(recipe, rows)
     shape = (rows, policy.num_tokens)
     state = {"tokens": torch.zeros(shape, dtype=torch.long), "masked": torch.ones(shape).bool()}
@@ -324,15 +324,15 @@ def _calls(sampler: Any) -> int:
 
 def _scores(recipe: Recipe, policy: Any) -> Tensor:
     """The numbers that an update differentiates, of one chunk of rows."""
-    rows, count = recipe.train.rows_per_forward, policy.num_tokens
+    rows, count = recipe.train.micro_batch_size, policy.num_tokens
     cond = cond_of(recipe, rows)
     tokens = torch.zeros(rows, count, dtype=torch.long)
-    if _view(recipe) == "bound":
+    if _view(recipe) == "elbo":
         masked = torch.ones(rows, count, dtype=torch.bool)
         corruption = {"masked": masked}
-        if policy.config.bound.masking == "complement":
+        if policy.config.elbo.masking == "complement":
             corruption["ratio"] = torch.ones(rows, dtype=torch.float64)
-        found: Tensor = policy.bound({"tokens": tokens}, cond, corruption).log_probs
+        found: Tensor = policy.elbo({"tokens": tokens}, cond, corruption).log_probs
         return found
     sampler: Any = recipe.sampler.build()  # type: ignore[union-attr]
     steps = sampler.num_steps
@@ -384,7 +384,7 @@ def cost_of(recipe: Recipe, counts: dict[str, Any]) -> Cost:
     count = Counted(**counts[key_of(recipe)])
     train, steps = recipe.train, recipe.sampler.num_inference_steps  # type: ignore[union-attr]
     samples = train.num_prompts * train.num_generations
-    again = 1 / (1 - (recipe.filter.spread_percentile or 0) / 100)
+    again = 1 / (1 - (recipe.filter.std_percentile or 0) / 100)
     calls = samples * again * steps * _calls(recipe.sampler)
     draw = {name: calls * each for name, each in count.draw_flops.items()}
     side = math.isqrt(num_tokens_of(recipe)) * 16
@@ -405,7 +405,7 @@ def _update(
 ) -> dict[str, float]:
     """Products of all updates: trained rows, and those that older weights or a leaf are asked for.
 
-    In the view ``steps`` the old numbers are the rollout's. In ``bound`` they are computed for
+    In the view ``steps`` the old numbers are the rollout's. In ``elbo`` they are computed for
     every update; where draws are combined, the current ones too before the second and later ones.
     Steps that need fewer positions spare the last layer and the head of the others.
     """
@@ -416,7 +416,7 @@ def _update(
         trained, read = rows * train.num_updates, rows * reference
     else:
         trained = samples * train.draws * train.num_updates
-        again = recipe.policy.bound.combine * (1 - 1 / train.num_updates)  # type: ignore[union-attr]
+        again = recipe.policy.elbo.combine * (1 - 1 / train.num_updates)  # type: ignore[union-attr]
         read = trained * (1 + reference + again)
     mean = sum(positions(recipe)) / len(positions(recipe))
     spared = {name: (count.needed - mean) * each for name, each in position.items()}
@@ -509,7 +509,7 @@ SMALL = ("showo_mask_grpo", "showo_unigrpo", "amused_mask_grpo")
 
 def small(name: str, needed: int | None = None) -> Counted:
     """A recipe of two layers and few rows, counted."""
-    few = ("train.rows_per_forward=2", "train.samples_per_forward=2")
+    few = ("train.micro_batch_size=2", "train.rollout_batch_size=2")
     return counted(load_recipe(f"masked/{name}", few), layers=2, needed=needed)
 
 

@@ -27,7 +27,7 @@ from common import HERE, provenance
 from showo_reference import Records, Released, normalised
 from torch import Tensor
 
-from genrl_core import Media, Plan, Tensors, Trajectory, load_recipe, take
+from genrl_core import Media, Plan, Tensors, Trajectory, load_recipe, select_rows
 from genrl_core.loop.trainer import Trainer
 from genrl_masked import ConfidenceConfig
 from genrl_masked.sampler import ConfidenceSampler
@@ -160,8 +160,8 @@ def ours(case: Case, folder: Path, sampler: ConfidenceSampler | None = None) -> 
         "train": {
             "iterations": 1, "num_prompts": 1, "num_generations": case.group_size,
             "learning_rate": 3e-6, "weight_decay": 0.02, "max_grad_norm": None,
-            "drift_tolerance": 0.1, "rows_per_forward": case.rows,
-            "samples_per_forward": case.samples,
+            "drift_tolerance": 0.1, "micro_batch_size": case.rows,
+            "rollout_batch_size": case.samples,
         },
         "run": {"threads": THREADS, "device": "cpu"},
     })  # fmt: skip
@@ -251,7 +251,7 @@ def gradient_of_a_step(trainer: Trainer) -> tuple[Tensors, float]:
 def replay_inputs(trainer: Trainer, case: Case) -> tuple[Tensors, Plan]:
     group = torch.zeros(case.group_size, dtype=torch.int64)
     plan = Plan(0, 0, 0, tuple(trainer.prompts), group, torch.arange(case.group_size))
-    return take(trainer.policy.encode(trainer.prompts), group), plan
+    return select_rows(trainer.policy.encode(trainer.prompts), group), plan
 
 
 @contextmanager

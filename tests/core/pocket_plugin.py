@@ -38,7 +38,7 @@ class Coin(Never, PolicyConfig):
     label: str | int = "penny"
 
     def provides(self) -> frozenset[Capability]:
-        return frozenset({Capability.IMAGE, Capability.BOUND})
+        return frozenset({Capability.IMAGE, Capability.ELBO})
 
 
 class Token(Coin):
@@ -61,7 +61,7 @@ class Toss(Never, SamplerConfig):
     def provides(self) -> frozenset[Capability]:
         return frozenset({Capability.STEP_LOGP}) if self.noise > 0 else NONE
 
-    def lacks(self, capability: Capability) -> str:
+    def why_missing(self, capability: Capability) -> str:
         return "a toss without noise has no step density"
 
 
@@ -70,7 +70,7 @@ class Drop(Never, SamplerConfig):
 
     paradigm: ClassVar[str] = "coin"
 
-    def lacks(self, capability: Capability) -> str:
+    def why_missing(self, capability: Capability) -> str:
         return "a deterministic sampler has no step density"
 
 
@@ -109,7 +109,7 @@ class Jury(Never, RewardConfig):
 class Clip(Never, ObjectiveConfig):
     """A clipped ratio."""
 
-    view: Literal["steps", "bound"] = "steps"
+    view: Literal["steps", "elbo"] = "steps"
     epsilon: float = Field(
         gt=0, description="clip of the ratio", json_schema_extra={"propose": {"coin": 0.2}}
     )
@@ -123,7 +123,7 @@ class Plain(Never, ObjectiveConfig):
     """An objective on the steps alone, with defaults for the advantage."""
 
     advantage_defaults: ClassVar[dict[str, Any]] = {"scale": "none"}
-    filter_defaults: ClassVar[dict[str, Any]] = {"min_spread": 0.0}
+    filter_defaults: ClassVar[dict[str, Any]] = {"min_std": 0.0}
 
 
 class Other(Never, ObjectiveConfig):
@@ -147,7 +147,7 @@ class Fit(Never, ObjectiveConfig):
     uses_reward: ClassVar[bool] = False
 
     def view_wanted(self) -> Any:
-        return "bound"
+        return "elbo"
 
 
 @hookimpl

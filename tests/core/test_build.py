@@ -50,9 +50,9 @@ def test_adapters_without_their_run_are_no_weights_to_begin_from(
 @pytest.mark.parametrize(
     ("attribute", "said", "words"),
     [
-        ("view", "bound", "view_wanted() says 'steps', and the PolicyGradient"),
+        ("view", "elbo", "view_wanted() says 'steps', and the PolicyGradient"),
         ("view", None, "that it builds has view None"),
-        ("draw_with", "old", "draws_with() says 'current', and the PolicyGradient"),
+        ("draw_with", "lagging", "draws_with() says 'current', and the PolicyGradient"),
     ],
 )
 def test_a_config_and_its_objective_must_say_the_same(
@@ -116,7 +116,7 @@ def test_a_run_of_adapters_gives_its_weights_to_a_new_run(tmp_path: Path, adapte
     first.save(tmp_path)
     (tmp_path / "recipe.resolved.yaml").write_text(first.recipe.to_yaml())
     wanted = answers(first.policy)
-    with first.slots.active("current") as policy, torch.no_grad():
+    with first.weight_sets.using("current") as policy, torch.no_grad():
         moved = [p.abs().max() for n, p in policy.network.named_parameters() if ".lora_B" in n]
     assert max(moved) > 1e-3, "adapters that do nothing would prove nothing"
     words = [*TUNED[1:], f"policy.weights={tmp_path}", f"weights.lora={adapters}"]

@@ -621,7 +621,7 @@ def trainer_of(toy_recipe):
                 self.network.register_parameter("second", table)
 
         first = Trainer(recipe, policy=Layered())
-        for parameter in first.slots.trainable.values():
+        for parameter in first.weight_sets.trainable.values():
             parameter.grad = torch.ones_like(parameter)
         first.optimizer.step()
         first.iteration = 2
@@ -639,7 +639,7 @@ def trainer_of(toy_recipe):
 def test_moments_that_do_not_fit_their_parameters_are_refused(tmp_path, trainer_of, change):
     """The fused AdamW reads as many numbers as the parameter has, whatever the moment holds."""
     trainer, snapshot = trainer_of(tmp_path, change)
-    before = {name: p.detach().clone() for name, p in trainer.slots.trainable.items()}
+    before = {name: p.detach().clone() for name, p in trainer.weight_sets.trainable.items()}
     said = None
     try:
         trainer.restore(snapshot)
@@ -647,7 +647,7 @@ def test_moments_that_do_not_fit_their_parameters_are_refused(tmp_path, trainer_
         said = error
     assert type(said) is CheckpointError, repr(said)
     assert "\n" not in str(said)
-    for name, parameter in trainer.slots.trainable.items():
+    for name, parameter in trainer.weight_sets.trainable.items():
         assert torch.equal(parameter, before[name]), "a refused checkpoint changes nothing"
 
 

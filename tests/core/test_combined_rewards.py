@@ -93,7 +93,7 @@ def test_the_filter_keeps_what_the_combination_tells_apart(toy_recipe: Make) -> 
     kept = {}
     for combine in ("sum", "normalise_then_sum"):
         recipe = toy_recipe(
-            "toy_canvas", f"advantage.combine={combine}", "filter.min_spread=0", "evaluate=null",
+            "toy_canvas", f"advantage.combine={combine}", "filter.min_std=0", "evaluate=null",
             "prompts.evaluate=null", reward={n: {"use": "toy_reward"} for n in rows},
         )  # fmt: skip
         trainer = Trainer(recipe, rewards={n: Listed(v * 3) for n, v in rows.items()})
@@ -104,7 +104,7 @@ def test_the_filter_keeps_what_the_combination_tells_apart(toy_recipe: Make) -> 
 def test_equal_rewards_have_equal_sums(toy_recipe: Make) -> None:
     """Weighted sums of equal rewards are rejected, and counted, whatever the numbers."""
     for size in (3, 5, 7, 8):
-        more = ["filter.min_spread=0", f"train.num_generations={size}", "train.iterations=1",
+        more = ["filter.min_std=0", f"train.num_generations={size}", "train.iterations=1",
                 "train.num_prompts=2", "evaluate=null", "prompts.evaluate=null"]  # fmt: skip
         weights = {"x": 0.3, "y": 0.7, "z": 1.1}
         recipe = toy_recipe(
@@ -129,7 +129,7 @@ class Slope(ToyReward):
 
 def test_the_differentiable_reward_is_combined_like_the_others(toy_recipe: Make) -> None:
     more = ["advantage.combine=normalise_then_sum", "train.iterations=1", "evaluate=null",
-            "prompts.evaluate=null", "train.rows_per_forward=5"]  # fmt: skip
+            "prompts.evaluate=null", "train.micro_batch_size=5"]  # fmt: skip
     recipe = toy_recipe(
         "toy_gaussian", *more, objective={"reward_gradient": {"steps": 2}},
         reward={"toy": {"use": "toy_reward", "weight": 0.5},

@@ -60,9 +60,9 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 KINDS: dict[str, tuple[float | None, list[str], str]] = {
     "equal": (1 / 3, [], "no objective has a gradient"),
     "none": (None, [], "no sample has all the rewards"),
-    "rejected": (0.5, ["filter.min_spread=0"], "the filter rejected every group"),
+    "rejected": (0.5, ["filter.min_std=0"], "the filter rejected every group"),
     "several steps": (0.5, ["train.num_updates=2", "train.num_minibatches=3"], "no objective has"),
-    "in chunks": (0.5, ["train.rows_per_forward=5"], "no objective has a gradient"),
+    "in chunks": (0.5, ["train.micro_batch_size=5"], "no objective has a gradient"),
 }
 
 

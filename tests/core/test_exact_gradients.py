@@ -8,7 +8,7 @@ from genrl_core.functional import log_ratio
 from genrl_core.interfaces.objective import Objective
 from genrl_core.interfaces.policy import Policy
 from genrl_core.interfaces.sampler import Sampler
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.testing import (
     AdvantageConfig,
     ToyGaussian,
@@ -55,7 +55,7 @@ def exact_gradient(policy: Policy, sampler: Sampler) -> Tensor:
         expected = (probability * (x - 0.3 * x.square())).sum()
     else:
         trajectory, _ = every_trajectory(policy)
-        calls, count = trajectory.terms.calls, len(trajectory)
+        calls, count = trajectory.terms.num_evals, len(trajectory)
         k, b = (g.flatten() for g in torch.meshgrid(
             torch.arange(calls), torch.arange(count), indexing="ij"))  # fmt: skip
         scored = sampler.score(policy, trajectory, k, b, frozenset({"log_probs"}), {}).log_probs
@@ -122,24 +122,29 @@ def test_off_policy_ratio_is_exact() -> None:
     torch.testing.assert_close(found["table"], -exact, rtol=0, atol=1e-10)
 
 
-def shifted_reference(policy: Policy) -> Slots:
-    slots = Slots(policy)
-    slots.freeze("reference")
-    with slots.active("reference"), torch.no_grad():
+def shifted_reference(policy: Policy) -> WeightSets:
+    weight_sets = WeightSets(policy)
+    weight_sets.snapshot("reference")
+    with weight_sets.using("reference"), torch.no_grad():
         table = policy.network.table
         table.add_(torch.arange(table.numel(), dtype=torch.float64).cos().view_as(table))
-    return slots
+    return weight_sets
 
 
 def test_unbiased_kl_has_the_gradient_of_the_closed_form(toy: Toy) -> None:
     policy, sampler = toy
-    slots = shifted_reference(policy)
+    weight_sets = shifted_reference(policy)
     found = {}
     for estimator in ("unbiased", "analytic", "k3"):
         objective = KlConfig.model_validate({"estimator": estimator, "reduce": "sum"}).build()
         objective.view = "steps"
         found[estimator] = expected_update(
-            policy, sampler, {"kl": (1.0, objective)}, advantage=NO_BASELINE, slots=slots, nodes=40
+            policy,
+            sampler,
+            {"kl": (1.0, objective)},
+            advantage=NO_BASELINE,
+            weight_sets=weight_sets,
+            nodes=40,
         )["table"]
     assert found["analytic"].abs().max() > 0.01
     torch.testing.assert_close(found["unbiased"], found["analytic"], rtol=0, atol=1e-10)
@@ -150,13 +155,13 @@ def test_unbiased_kl_has_the_gradient_of_the_closed_form(toy: Toy) -> None:
 def test_analytic_kl_of_the_sequence_toy_by_hand() -> None:
     policy, sampler = toys()[0]
     assert isinstance(policy, ToySequence)
-    slots = shifted_reference(policy)
+    weight_sets = shifted_reference(policy)
     objective = KlConfig(estimator="analytic", reduce="sum").build()
     objective.view = "steps"
     found = expected_update(
-        policy, sampler, {"kl": (1.0, objective)}, advantage=NO_BASELINE, slots=slots
+        policy, sampler, {"kl": (1.0, objective)}, advantage=NO_BASELINE, weight_sets=weight_sets
     )["table"]
-    with slots.active("reference"):
+    with weight_sets.using("reference"):
         other = policy.network.table.detach().log_softmax(-1)
     log_p = policy.network.table.log_softmax(-1)
     kl = (log_p.exp() * (log_p - other)).sum(-1)
@@ -193,7 +198,7 @@ def test_log_ratio_levels() -> None:
 def test_the_bound_view_is_weighted_by_probability() -> None:
     """Where the bound is the likelihood, REINFORCE on it is the gradient of the expected reward."""
     policy, sampler = toys()[0]
-    objective = ReinforceConfig(view="bound").build()
+    objective = ReinforceConfig(view="elbo").build()
     found = expected_update(policy, sampler, {"it": (1.0, objective)}, advantage=NO_BASELINE)
     exact = exact_gradient(policy, sampler)
     torch.testing.assert_close(found["table"], -exact, rtol=0, atol=1e-10)
@@ -203,14 +208,15 @@ def test_the_matching_view_is_weighted_by_probability() -> None:
     """An expectation over four samples, against the four updates that see one of them alone."""
     policy, sampler = toys()[1]
     trajectory = every_trajectory(policy)[0].select(torch.tensor([0, 9, 20, 47]))
-    slots = Slots(policy)
-    slots.freeze("reference")
+    weight_sets = WeightSets(policy)
+    weight_sets.snapshot("reference")
     objective = NftConfig(partner="reference").build()
 
     def update(chance: list[float]) -> Tensor:
         drawn = (trajectory, torch.tensor(chance, dtype=torch.float64))
         return expected_update(
-            policy, sampler, {"it": (1.0, objective)}, advantage=NO_BASELINE, slots=slots,
+            policy, sampler, {"it": (1.0, objective)}, advantage=NO_BASELINE,
+            weight_sets=weight_sets,
             drawn=drawn,
         )["table"]  # fmt: skip
 

@@ -9,33 +9,33 @@ from torch import Tensor
 from genrl_core.interfaces.policy import Policy
 from genrl_core.interfaces.records import Trajectory
 from genrl_core.interfaces.sampler import Sampler
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.testing import ToyCanvas, ToySequence, every_trajectory, toys
 
 
 def scored(
-    policy: Policy, sampler: Sampler, trajectory: Trajectory, slots: Slots, slot: str
+    policy: Policy, sampler: Sampler, trajectory: Trajectory, weight_sets: WeightSets, slot: str
 ) -> Tensor:
     """The closed-form divergence of every row, ``[R, M]``, with gradient."""
-    calls, count = trajectory.terms.calls, len(trajectory)
+    calls, count = trajectory.terms.num_evals, len(trajectory)
     k = torch.arange(calls).repeat_interleave(count)
     b = torch.arange(count).repeat(calls)
-    name, others = f"kl_{slot}", {slot: partial(slots.active, slot)}
+    name, others = f"kl_{slot}", {slot: partial(weight_sets.using, slot)}
     found = sampler.score(policy, trajectory, k, b, frozenset({name}), others).named()
     return found[name]
 
 
-def setting(index: int, slot: str) -> tuple[Policy, Sampler, Trajectory, Slots, Tensor]:
+def setting(index: int, slot: str) -> tuple[Policy, Sampler, Trajectory, WeightSets, Tensor]:
     """A toy whose current table has moved away from the slot's, which is the last item."""
     policy, sampler = toys()[index]
     trajectory, _ = every_trajectory(policy, 4)
-    slots = Slots(policy)
-    slots.freeze(slot)
-    table = next(iter(slots.trainable.values()))
+    weight_sets = WeightSets(policy)
+    weight_sets.snapshot(slot)
+    table = next(iter(weight_sets.trainable.values()))
     before = table.detach().clone()
     with torch.no_grad():
         table.add_(2 * torch.arange(table.numel(), dtype=torch.float64).cos().view_as(table))
-    return policy, sampler, trajectory, slots, before
+    return policy, sampler, trajectory, weight_sets, before
 
 
 def by_hand(policy: Policy, trajectory: Trajectory, p: Tensor, q: Tensor) -> Tensor:
@@ -52,14 +52,14 @@ def by_hand(policy: Policy, trajectory: Trajectory, p: Tensor, q: Tensor) -> Ten
     return ((rows[code] * empty).sum(-1) / empty.sum(-1)).unsqueeze(1)
 
 
-@pytest.mark.parametrize("slot", ["old", "reference"])
+@pytest.mark.parametrize("slot", ["lagging", "reference"])
 @pytest.mark.parametrize("index", [0, 1], ids=["sequence", "canvas"])
 def test_the_direction_of_categorical_steps(index: int, slot: str) -> None:
     """By enumeration of the symbols, value and gradient; the other way round differs in both."""
-    policy, sampler, trajectory, slots, before = setting(index, slot)
-    table = slots.trainable["table"]
-    pair = (before, table) if slot == "old" else (table, before)
-    found = scored(policy, sampler, trajectory, slots, slot)
+    policy, sampler, trajectory, weight_sets, before = setting(index, slot)
+    table = weight_sets.trainable["table"]
+    pair = (before, table) if slot == "lagging" else (table, before)
+    found = scored(policy, sampler, trajectory, weight_sets, slot)
     exact, reverse = by_hand(policy, trajectory, *pair), by_hand(policy, trajectory, *pair[::-1])
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-12)
     assert (found - reverse).abs().max() > 1e-2
@@ -73,10 +73,10 @@ def test_the_direction_of_categorical_steps(index: int, slot: str) -> None:
 
 def test_gaussian_steps_of_one_deviation_have_no_direction() -> None:
     found = []
-    for slot in ("old", "reference"):
-        policy, sampler, trajectory, slots, _ = setting(2, slot)
-        kl = scored(policy, sampler, trajectory, slots, slot)
-        table = slots.trainable["table"]
+    for slot in ("lagging", "reference"):
+        policy, sampler, trajectory, weight_sets, _ = setting(2, slot)
+        kl = scored(policy, sampler, trajectory, weight_sets, slot)
+        table = weight_sets.trainable["table"]
         found.append((kl, torch.autograd.grad(kl.sum(), table)[0]))
     assert found[0][0].max() > 1e-2
     for one, other in zip(*found, strict=True):

@@ -23,7 +23,7 @@ ALLOWED = {"masked_fill", "masked_fill_", "masked_select"}
 """torch's own names."""
 
 PROSE = "re-noised or re-masked"
-"""How the capability `matching` is explained to every paradigm."""
+"""How the capability `denoising` is explained to every paradigm."""
 
 PUBLIC = {"genrl_core", "genrl_core.functional", "genrl_core.testing"}
 NAMES = {*genrl_core.__all__, "functional", "testing"}

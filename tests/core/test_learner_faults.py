@@ -93,7 +93,7 @@ def test_a_bound_is_compared_with_what_it_was_before_the_first_update(toy_recipe
     """The second update meets a ratio that is not 1, on draws of its own."""
     recipe = toy_recipe(
         "toy_canvas", "train.iterations=1", "train.learning_rate=0.3",
-        objective={"grpo": {"epsilon": 0.2, "view": "bound"}},
+        objective={"grpo": {"epsilon": 0.2, "view": "elbo"}},
     )  # fmt: skip
     (once,) = train(recipe)
     assert once.metrics["ratio_max"] == 1
@@ -167,8 +167,8 @@ def test_numbers_stay_with_their_samples(toy_recipe: Make, tmp_path: Path) -> No
     file = tmp_path / "lengths.txt"
     file.write_text("".join("x" * length + "\n" for length in range(1, 6)))
     recipe = toy_recipe(
-        "toy_gaussian", "filter={min_spread: 0, then: resample, max_attempts: 9}",
-        "train.num_prompts=5", "train.samples_per_forward=3",
+        "toy_gaussian", "filter={min_std: 0, then: resample, max_attempts: 9}",
+        "train.num_prompts=5", "train.rollout_batch_size=3",
         prompts={"file": str(file), "evaluate": str(file)},
     )  # fmt: skip
     reward = Telling()

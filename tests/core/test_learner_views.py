@@ -13,7 +13,7 @@ from genrl_core.interfaces.batch import Batch
 from genrl_core.interfaces.configs import ObjectiveConfig
 from genrl_core.interfaces.media import Prompt
 from genrl_core.interfaces.objective import Objective, View
-from genrl_core.interfaces.records import Scored, Tensors, Terms, fold
+from genrl_core.interfaces.records import Scored, Tensors, Terms, split_evals
 from genrl_core.interfaces.streams import Streams
 from genrl_core.loop.distributed import Runtime
 from genrl_core.loop.generate import draw
@@ -21,7 +21,7 @@ from genrl_core.loop.plan import plan_of
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.trainer import Trainer
 from genrl_core.loop.update import Learner
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.testing import (
     ToyCanvas,
@@ -46,7 +46,7 @@ class Telling(Objective):
         self.view, self.needs = view, frozenset(needs)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        told = {"steps": 1.0, "bound": 2.0}.get(str(self.view), 3.0)
+        told = {"steps": 1.0, "elbo": 2.0}.get(str(self.view), 3.0)
         entries = batch.errors[0] if batch.errors else batch.log_probs
         return batch.reduce(-entries), {"told": torch.full_like(entries, told)}
 
@@ -55,18 +55,18 @@ def setting(
     members: Mapping[str, Objective], groups: int = 3, **train: Any
 ) -> tuple[Learner, Rollout]:
     policy, sampler = ToyCanvas(), ToyCanvasSampler()
-    slots = Slots(policy)
-    slots.freeze("reference")
+    weight_sets = WeightSets(policy)
+    weight_sets.snapshot("reference")
     plan = plan_of(3, 0, 0, PROMPTS[:groups], 4)
     trajectory, media = draw(policy, sampler, plan, 99)
     reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
     objectives = {label: (1.0, objective) for label, objective in members.items()}
-    learner = learner_for(policy, sampler, objectives, slots, **train)
+    learner = learner_for(policy, sampler, objectives, weight_sets, **train)
     return learner, rollout_of(trajectory, reward, plan.group)
 
 
 def test_a_metric_of_one_view_does_not_hide_that_of_another() -> None:
-    learner, rollout = setting({"first": Telling("steps"), "second": Telling("bound")})
+    learner, rollout = setting({"first": Telling("steps"), "second": Telling("elbo")})
     metrics, _ = learner.learn(rollout, 0, 0)
     assert (metrics["told"], metrics.get("second/told")) == (1.0, 2.0)
 
@@ -109,11 +109,16 @@ def test_no_gradient_is_kept_while_the_next_samples_are_drawn() -> None:
 
 @pytest.mark.parametrize(
     ("view", "name"),
-    [("matching", "reference"), ("matching", "old"), ("bound", "entropy"), ("steps", "refernce")],
+    [
+        ("denoising", "reference"),
+        ("denoising", "lagging"),
+        ("elbo", "entropy"),
+        ("steps", "refernce"),
+    ],
 )
 def test_a_field_that_the_view_does_not_give_is_refused(view: View, name: str) -> None:
     objective = Telling(view, name)
-    objective.mixtures = ({"current": 1.0},) if view == "matching" else ()
+    objective.mixtures = ({"current": 1.0},) if view == "denoising" else ()
     with pytest.raises(GenRLError, match=f"objective it needs {name}, .* view {view} "):
         setting({"it": objective})
 
@@ -122,7 +127,7 @@ def test_a_trust_region_is_around_the_weights_that_draw(toy_recipe: Make) -> Non
     """Lagging weights that draw nothing are not those whose KL the objective wants."""
     recipe = toy_recipe("toy_canvas", objective={"grpo_guard": {"epsilon": 0.1}})
     Trainer(recipe)
-    lagging = recipe.with_overrides("weights.old={decay: 0.9}")
+    lagging = recipe.with_overrides("weights.lagging={decay: 0.9}")
     with pytest.raises(GenRLError, match=r"weights\.old.*decay.*0\.9.*drew"):
         Trainer(lagging)
     assert GrpoGuardConfig(epsilon=0.1).draws_with() == "current"
@@ -132,12 +137,12 @@ def longer(terms: Terms, calls: int, per_call: int) -> Terms:
     """The terms as a rank sees them where another rank's samples have more: zeros, no mask."""
     matrices = {
         name: torch.nn.functional.pad(
-            fold(matrix, terms.calls),
-            (0, 0, 0, per_call - len(matrix) // terms.calls, 0, calls - terms.calls),
+            split_evals(matrix, terms.num_evals),
+            (0, 0, 0, per_call - len(matrix) // terms.num_evals, 0, calls - terms.num_evals),
         ).flatten(0, 1)
         for name, matrix in terms.matrices()
     }
-    return replace(terms, calls=calls).with_matrices(matrices)
+    return replace(terms, num_evals=calls).with_matrices(matrices)
 
 
 COUPLED: dict[str, Callable[[], ObjectiveConfig]] = {
@@ -159,7 +164,7 @@ def test_terms_of_other_ranks_change_nothing_here(
         trajectory, media = draw(policy, sampler, plan, 99)
         reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
         members = {name: (1.0, COUPLED[name]().build())}
-        learner = learner_for(policy, sampler, members, rows_per_forward=7)
+        learner = learner_for(policy, sampler, members, micro_batch_size=7)
         rollout = rollout_of(trajectory, reward, plan.group)
         if pads:
             rollout = replace(rollout, terms=longer(rollout.terms, calls, per_call))
@@ -179,7 +184,7 @@ class Tokenwise(ToySequence):
     ) -> Tensors:
         return {"events": torch.ones(draws, len(streams), 2, dtype=torch.int64)}
 
-    def bound(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
+    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
         return Scored(log_probs=self.log_probs(final["tokens"])[0])
 
 
@@ -202,9 +207,9 @@ def test_terms_of_other_ranks_bounds_change_nothing_here(name: str, combine: boo
         trajectory, media = draw(policy, sampler, plan, 99)
         reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
         objective = COUPLED[name]().build()
-        objective.view = "bound"
+        objective.view = "elbo"
         learner = learner_for(
-            policy, sampler, {name: (1.0, objective)}, draws=2, rows_per_forward=7
+            policy, sampler, {name: (1.0, objective)}, draws=2, micro_batch_size=7
         )
         learner._prepare = replace(learner._prepare, runtime=runtime)
         before = policy.network.table.detach().clone()

@@ -38,7 +38,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
 
 def test_what_fits_is_let_through(load: Load) -> None:
-    recipe = load("objective.near={}", "filter.min_spread=0")
+    recipe = load("objective.near={}", "filter.min_std=0")
     negotiate(recipe)
     assert find_problems(recipe) == []
 
@@ -47,7 +47,7 @@ def test_the_design_s_example_in_full(load: Load) -> None:
     (problem,) = find_problems(load("sampler.use=drop"))
     assert str(problem) == (
         "base.yaml:6: objective.clip: clip needs step_logp, which drop does not provide: "
-        "a deterministic sampler has no step density. Choose toss, or view: bound"
+        "a deterministic sampler has no step density. Choose toss, or view: elbo"
     )
 
 
@@ -55,7 +55,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "noise": (
         ["sampler.noise=0"],
         ("which toss does not provide: a toss without noise has no step density. "
-        "Choose toss with its default settings, or view: bound"),
+        "Choose toss with its default settings, or view: elbo"),
     ),
     "no other view": (
         ["sampler.use=drop", "objective.clip.use=plain"],
@@ -84,7 +84,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "data": (
         ["sampler.use=mint"],
         ("clip reads the steps of a rollout, but mint returns data and takes no steps. "
-        "Choose a sampler that draws, or view: bound"),
+        "Choose a sampler that draws, or view: elbo"),
     ),
     "medium": (
         ["reward.essay={}"],
@@ -121,12 +121,12 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "G = 1, filter": (
         ["train.num_generations=1", "advantage={baseline: none, scale: none}",
-         "filter.min_spread=0"],
+         "filter.min_std=0"],
         "the spread of a group of one sample is always 0, and the filter rejects it",
     ),
     "nothing to resample": (
         ["filter.then=resample"],
-        "nothing is rejected without filter.min_spread or filter.spread_percentile",
+        "nothing is rejected without filter.min_std or filter.std_percentile",
     ),
     "minibatches": (
         ["train.num_minibatches=3"],
@@ -135,8 +135,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no prompts": (["prompts=null"], "prompts.file: is missing; name a file of prompts"),
     "no such prompts": (["prompts.file=none.txt"], "prompts.file: there is no file "),
     "no held-out prompts": (["evaluate.metrics.jury={}"], "prompts.evaluate: is missing"),
-    "headline": (
-        ["evaluate={metrics: {jury: {}}, headline: best}", "prompts.evaluate=train.txt"],
+    "primary_metric": (
+        ["evaluate={metrics: {jury: {}}, primary_metric: best}", "prompts.evaluate=train.txt"],
         "no such metric `best`; they are jury, reward",
     ),
     "weights": (
@@ -159,7 +159,7 @@ def test_what_cannot_work_is_refused_with_the_way_out(load: Load, case: str) -> 
     assert any(message in line for line in found), found
     with pytest.raises(RecipeError):
         negotiate(recipe)
-    if case not in ("neighbour", "no view", "no reward", "bound"):
+    if case not in ("neighbour", "no view", "no reward", "elbo"):
         assert len(found) == 1, found
 
 
@@ -243,7 +243,7 @@ def test_a_supervised_recipe_needs_no_reward(load: Load) -> None:
 
 def test_data_have_no_reward_to_learn_from(load: Load) -> None:
     """Without one every advantage is 0, and the run would train nothing and say nothing."""
-    recipe = load("sampler.use=mint", "objective={fit: {}, clip: {view: bound}}", "reward=null")
+    recipe = load("sampler.use=mint", "objective={fit: {}, clip: {view: elbo}}", "reward=null")
     with pytest.raises(RecipeError, match="no reward, but objective clip learns from rewards"):
         negotiate(recipe)
 
@@ -251,9 +251,9 @@ def test_data_have_no_reward_to_learn_from(load: Load) -> None:
 def test_views_are_resolved_from_the_neighbours(load: Load) -> None:
     assert resolve_views(load("objective.near={}")) == {"clip": "steps", "near": "steps"}
     bound = load("objective.clip.view=bound", "objective.near={}")
-    assert resolve_views(bound) == {"clip": "bound", "near": "bound"}
+    assert resolve_views(bound) == {"clip": "elbo", "near": "elbo"}
     mixed = load("objective={fit: {}, near: {}, clip: null, plain: {}}")
-    assert resolve_views(mixed) == {"fit": "bound", "near": "steps", "plain": "steps"}
+    assert resolve_views(mixed) == {"fit": "elbo", "near": "steps", "plain": "steps"}
     with pytest.raises(RecipeError, match="take the view of another objective"):
         resolve_views(load("objective={clip: null, near: {}}"))
 

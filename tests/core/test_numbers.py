@@ -177,7 +177,7 @@ def test_equal_rewards_have_a_spread_of_exactly_0(size: int) -> None:
     mean, spread, _ = group_statistics(reward, torch.ones_like(group).bool(), group)
     assert spread.tolist() == [0.0] * len(NUMBERS)
     assert mean.tolist() == NUMBERS
-    assert not any(GroupFilter(FilterConfig(min_spread=0.0)).keep(spread))
+    assert not any(GroupFilter(FilterConfig(min_std=0.0)).keep(spread))
 
 
 @pytest.mark.parametrize("scale", ["group_std", "batch_std", "none"])
@@ -270,13 +270,13 @@ def test_single_sample_groups_and_clip() -> None:
 
 
 def test_filter_rejects_zero_spread_and_low_percentiles() -> None:
-    plain = GroupFilter(FilterConfig(min_spread=0.0))
+    plain = GroupFilter(FilterConfig(min_std=0.0))
     assert plain.keep(torch.tensor([0.0, 0.5])) == [False, True]
-    percentile = GroupFilter(FilterConfig(spread_percentile=25.0, warmup=4, history=8))
+    percentile = GroupFilter(FilterConfig(std_percentile=25.0, warmup=4, history=8))
     assert percentile.keep(torch.tensor([1.0, 2.0, 3.0, 4.0])) == [True] * 4
     assert percentile.threshold == pytest.approx(np.percentile([1, 2, 3, 4], 25))
     assert percentile.keep(torch.tensor([1.0, 2.0])) == [False, True]
-    other = GroupFilter(FilterConfig(spread_percentile=25.0, warmup=4, history=8))
+    other = GroupFilter(FilterConfig(std_percentile=25.0, warmup=4, history=8))
     other.load_state_dict(percentile.state_dict())
     assert other.threshold == percentile.threshold
 
@@ -284,7 +284,7 @@ def test_filter_rejects_zero_spread_and_low_percentiles() -> None:
 def test_percentile_filter_rejects_its_share_in_the_long_run() -> None:
     """With rejected spreads in the history the rate stays near the percentile."""
     spread = torch.rand(4000, generator=torch.Generator().manual_seed(0)).double()
-    group_filter = GroupFilter(FilterConfig(spread_percentile=10.0))
+    group_filter = GroupFilter(FilterConfig(std_percentile=10.0))
     kept = [flag for part in spread.split(10) for flag in group_filter.keep(part)]
     assert 1 - sum(kept) / len(kept) == pytest.approx(0.1, abs=0.02)
 

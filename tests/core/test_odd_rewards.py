@@ -97,7 +97,7 @@ def measured(
     evaluation.draw, drawn = lambda *_: (None, media), evaluation.draw
     try:
         return evaluate(
-            None, None, prompts, seed=0, num_generations=1, samples_per_forward=12,
+            None, None, prompts, seed=0, num_generations=1, rollout_batch_size=12,
             measures=measures, rewards={}, runtime=Runtime("cpu"),
         ).metrics  # fmt: skip
     finally:

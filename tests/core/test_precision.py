@@ -13,7 +13,7 @@ from genrl_core.errors import GenRLError, RecipeError
 from genrl_core.interfaces.sampler import Transition
 from genrl_core.loop.settings import LoraConfig
 from genrl_core.loop.trainer import Trainer
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run import checkpoint
 from genrl_core.testing.enumerable import ToyCanvas, ToyCanvasSampler, _CanvasStep
@@ -68,18 +68,18 @@ class Single(Half):
     dtype = torch.float32
 
 
-def dtypes(slots: Slots, name: str) -> set[torch.dtype]:
-    return {slots.state_dict(name)[key].dtype for key in slots.trainable}
+def dtypes(weight_sets: WeightSets, name: str) -> set[torch.dtype]:
+    return {weight_sets.state_dict(name)[key].dtype for key in weight_sets.trainable}
 
 
 @KINDS
 def test_what_is_trained_averaged_or_lagging_is_float32(lora: LoraConfig | None) -> None:
     policy, loaded = Half(), Half().network.state_dict()
-    slots = Slots(policy, lora)
-    for name in ("reference", "old", "ema"):
-        slots.freeze(name)
-    for name in ("current", "old", "ema"):
-        assert dtypes(slots, name) == {torch.float32}, name
+    weight_sets = WeightSets(policy, lora)
+    for name in ("reference", "lagging", "ema"):
+        weight_sets.snapshot(name)
+    for name in ("current", "lagging", "ema"):
+        assert dtypes(weight_sets, name) == {torch.float32}, name
     names = ("first", "last")
     own = {n.replace(".base_layer", ""): p for n, p in policy.network.named_parameters()}
     for name, tensor in loaded.items():
@@ -92,7 +92,7 @@ def test_what_is_trained_averaged_or_lagging_is_float32(lora: LoraConfig | None)
 def test_a_norm_gets_one_type_of_numbers() -> None:
     """Also where a part of it is frozen, or is a buffer."""
     policy = Half()
-    Slots(policy)
+    WeightSets(policy)
     norm = policy.network.norm
     assert {norm.weight.dtype, norm.bias.dtype, norm.get_buffer("shift").dtype} == {torch.float32}
 
@@ -101,17 +101,19 @@ def test_a_norm_gets_one_type_of_numbers() -> None:
 @KINDS
 def test_a_small_step_moves_nearly_every_weight(kind: type[Half], lora: LoraConfig | None) -> None:
     """At a learning rate of 1e-6, in bfloat16 as in float32; rounding alone leaves 0.3 %."""
-    slots = Slots(kind(), lora)
-    optimizer = torch.optim.AdamW(slots.trainable.values(), lr=1e-6, weight_decay=0.0, fused=True)
+    weight_sets = WeightSets(kind(), lora)
+    optimizer = torch.optim.AdamW(
+        weight_sets.trainable.values(), lr=1e-6, weight_decay=0.0, fused=True
+    )
     generator = torch.Generator().manual_seed(1)
-    moved = [name for name in slots.trainable if "lora_B" not in name]  # those start at 0
-    before = {name: slots.trainable[name].detach().clone() for name in moved}
+    moved = [name for name in weight_sets.trainable if "lora_B" not in name]  # those start at 0
+    before = {name: weight_sets.trainable[name].detach().clone() for name in moved}
     for _ in range(3):
-        for parameter in slots.trainable.values():
+        for parameter in weight_sets.trainable.values():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.grad = noise.to(parameter)
         optimizer.step()
-    changed = torch.cat([(slots.trainable[n] != before[n]).flatten() for n in moved])
+    changed = torch.cat([(weight_sets.trainable[n] != before[n]).flatten() for n in moved])
     assert changed.float().mean() > 0.9
     moments = {v.dtype for s in optimizer.state.values() for n, v in s.items() if "avg" in n}
     assert moments == {torch.float32}
@@ -121,39 +123,39 @@ def test_a_small_step_moves_nearly_every_weight(kind: type[Half], lora: LoraConf
 @KINDS
 def test_an_average_of_decay_999_follows(kind: type[Half], lora: LoraConfig | None) -> None:
     """After n steps towards a constant it is ``constant + .999^n (start - constant)``."""
-    slots = Slots(kind(), lora)
-    slots.freeze("ema")
-    start = {n: t.double().clone() for n, t in slots.state_dict("ema").items()}
+    weight_sets = WeightSets(kind(), lora)
+    weight_sets.snapshot("ema")
+    start = {n: t.double().clone() for n, t in weight_sets.state_dict("ema").items()}
     with torch.no_grad():
-        for parameter in slots.trainable.values():
+        for parameter in weight_sets.trainable.values():
             parameter.add_(0.5)
     for _ in range(200):
-        slots.advance("ema", 0.999)
-    for name, parameter in slots.trainable.items():
+        weight_sets.ema_update("ema", 0.999)
+    for name, parameter in weight_sets.trainable.items():
         target = parameter.detach().double()
         expected = target + 0.999**200 * (start[name] - target)
-        found = slots.state_dict("ema")[name].double()
+        found = weight_sets.state_dict("ema")[name].double()
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_adapters_of_an_embedding_belong_to_their_slot() -> None:
     """peft names them by the slot last, ``embed.lora_embedding_A.current``."""
     policy = Half()
-    slots = Slots(policy, LoraConfig(rank=2, target_modules=["embed", "last"]))
-    slots.freeze("ema")
-    ours, theirs = slots.state_dict("current"), slots.state_dict("ema")
-    assert all(ours[key].data_ptr() != theirs[key].data_ptr() for key in slots.trainable)
-    assert dtypes(slots, "ema") == {torch.float32}
+    weight_sets = WeightSets(policy, LoraConfig(rank=2, target_modules=["embed", "last"]))
+    weight_sets.snapshot("ema")
+    ours, theirs = weight_sets.state_dict("current"), weight_sets.state_dict("ema")
+    assert all(ours[key].data_ptr() != theirs[key].data_ptr() for key in weight_sets.trainable)
+    assert dtypes(weight_sets, "ema") == {torch.float32}
 
 
 @KINDS
 def test_the_network_alone_runs_under_autocast(lora: LoraConfig | None) -> None:
     policy = Half()
-    slots = Slots(policy, lora)
-    slots.freeze("ema")
+    weight_sets = WeightSets(policy, lora)
+    weight_sets.snapshot("ema")
     plain = copy.deepcopy(policy.network)
     for name in ("current", "ema"):
-        with slots.active(name):
+        with weight_sets.using(name):
             policy.network(STATES)
             assert policy.network.seen[-1] == torch.bfloat16, name
             assert not torch.is_autocast_enabled("cpu")
@@ -166,7 +168,7 @@ def test_the_network_alone_runs_under_autocast(lora: LoraConfig | None) -> None:
 
 def test_float32_is_left_alone() -> None:
     policy = Single()
-    Slots(policy)
+    WeightSets(policy)
     assert type(policy.network) is Net
     policy.network(STATES)
     assert policy.network.seen == [torch.float32]
@@ -175,11 +177,11 @@ def test_float32_is_left_alone() -> None:
 def test_no_cast_outlives_a_step() -> None:
     """Even where somebody else's autocast, which keeps casts, is around all calls."""
     policy = Half()
-    slots = Slots(policy)
+    weight_sets = WeightSets(policy)
     with torch.autocast("cpu", torch.bfloat16):
         before = policy.network(STATES)
         with torch.no_grad():
-            for parameter in slots.trainable.values():
+            for parameter in weight_sets.trainable.values():
                 parameter.mul_(2.0)
         after = policy.network(STATES)
     assert torch.equal(after, policy.network(STATES))
@@ -190,7 +192,7 @@ def test_float16_is_refused_with_what_to_do() -> None:
     policy = Half()
     policy.network.half()
     with pytest.raises(RecipeError, match=r"Net holds weights in float16.*load them in bfloat16"):
-        Slots(policy)
+        WeightSets(policy)
 
 
 @pytest.mark.parametrize("more", [[], ["weights.lora={rank: 2}"]], ids=["full", "lora"])
@@ -201,7 +203,7 @@ def test_the_divergence_begins_at_exactly_0(
     """The reference is what the weights were rounded to, through the same casts; then it grows."""
     kl = {"kl": {"weight": 0.1, "estimator": estimator}}
     objective = {"objective": {"grpo": {"epsilon": 0.2}, **kl}}
-    recipe = toy_recipe("toy_canvas", "train.rows_per_forward=5", *more, **objective)
+    recipe = toy_recipe("toy_canvas", "train.micro_batch_size=5", *more, **objective)
     trainer = Trainer(recipe, policy=Half())
     first, second = (trainer.step().metrics["kl"] for _ in range(2))
     assert first == 0.0
@@ -222,12 +224,12 @@ def test_a_resumed_run_is_the_same_and_saved_in_float32(
     assert newest is not None
     for group in ("policy", "slot_ema"):
         saved = load_file(newest / f"{group}.safetensors")
-        assert {saved[name].dtype for name in first.slots.trainable} == {torch.float32}
+        assert {saved[name].dtype for name in first.weight_sets.trainable} == {torch.float32}
     second.restore(checkpoint.load(newest))
     for _ in range(2):
         second.step()
     for name in ("current", "ema"):
-        ours, theirs = straight.slots.state_dict(name), second.slots.state_dict(name)
+        ours, theirs = straight.weight_sets.state_dict(name), second.weight_sets.state_dict(name)
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 

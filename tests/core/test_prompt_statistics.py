@@ -132,8 +132,8 @@ def test_resume_is_bit_identical(toy_recipe: Make, tmp_path: Path, stop: int) ->
         found = second.step().metrics
         timeless = {k: v for k, v in expected.items() if not k.startswith("seconds")}
         assert timeless == {k: found[k] for k in timeless}
-    weights = straight.slots.state_dict()
-    assert all(torch.equal(weights[k], v) for k, v in second.slots.state_dict().items())
+    weights = straight.weight_sets.state_dict()
+    assert all(torch.equal(weights[k], v) for k, v in second.weight_sets.state_dict().items())
 
 
 def test_one_sample_per_prompt_learns(toy_recipe: Make) -> None:

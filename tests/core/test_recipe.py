@@ -226,7 +226,7 @@ def test_a_chain_of_parents_keeps_where_values_and_paths_come_from(registry: Reg
 def test_presets_hold_where_the_recipe_is_silent(registry: Registry) -> None:
     plain = child("objective: {clip: null, plain: {}}", registry)
     assert plain.advantage.scale == "none"
-    assert plain.resolved["filter"]["min_spread"] == 0.0
+    assert plain.resolved["filter"]["min_std"] == 0.0
     assert plain.place("advantage", "scale") == "default of objective.plain"
     stated = child("objective: {plain: {}}\nadvantage: {scale: group_std}", registry)
     assert stated.advantage.scale == "group_std"
@@ -365,8 +365,8 @@ MISTAKES: Mapping[str, tuple[str, str]] = {
     "no use": ("policy: null\nsampler: null", ""),
     "number as use": ("sampler: {use: 3}", "2: sampler.use: should be a name, not 3"),
     "metrics": ("evaluate: {metrics: {jur: {}}}", "2: evaluate.metrics.jur: unknown reward `jur`"),
-    "sweep": ("evaluate: {base_sweep: {noise: [-1]}}", "evaluate.base_sweep.noise: should be at l"),
-    "sweep field": ("evaluate: {base_sweep: {nois: [1]}}", "did you mean `noise`?"),
+    "sweep": ("evaluate: {baseline_sweep: {noise: [-1]}}", "baseline_sweep.noise: should be at l"),
+    "sweep field": ("evaluate: {baseline_sweep: {nois: [1]}}", "did you mean `noise`?"),
     "evaluation": ("evaluate: {sampler: {noise: x}}", "2: evaluate.sampler.noise: should be a num"),
     "duplicate": ("train: {iterations: 1, iterations: 2}", "2: train.iterations: duplicate key; f"),
     "tag": ("train: !!python/object:os.system {}", "2: tags such as `!!python/object:os.system`"),
@@ -398,10 +398,10 @@ def test_mistakes_are_one_line_with_the_place_and_the_way_out(
 ) -> None:
     text, message = MISTAKES[kind]
     lines = failure(f"extends: base.yaml\n{text}\n", registry)
-    matching = [line for line in lines if message in line]
-    assert matching, lines
-    assert re.match(r"mine\.yaml:\d+: ", matching[0])
-    assert "pydantic" not in matching[0]
+    denoising = [line for line in lines if message in line]
+    assert denoising, lines
+    assert re.match(r"mine\.yaml:\d+: ", denoising[0])
+    assert "pydantic" not in denoising[0]
     if kind != "merge key":
         assert len(lines) == 1, lines
 

@@ -127,7 +127,7 @@ def test_a_finished_run_goes_on_with_more_iterations() -> None:
 
 
 CHANGES = {
-    "train.rows_per_forward": 3, "train.samples_per_forward": 3, "train.drift_tolerance": 0.5,
+    "train.micro_batch_size": 3, "train.rollout_batch_size": 3, "train.drift_tolerance": 0.5,
     "evaluate.every": 1, "evaluate.num_generations": 2, "save.every": 1, "save.keep": 9,
     "run.device": "auto", "run.threads": 2, "prompts.evaluate": "more.txt",
 }  # fmt: skip
@@ -146,7 +146,7 @@ def test_what_cannot_change_the_mathematics_may_change_and_is_noted() -> None:
     assert distance(ours, weights("alone", 1)) > 1e-4, "and it learns"
     (noted,) = [e["data"]["changed"] for e in events("one") if "changed" in e.get("data", ())]
     assert noted.keys() == CHANGES.keys()
-    assert noted["train.rows_per_forward"] == [512, 3]
+    assert noted["train.micro_batch_size"] == [512, 3]
 
 
 def test_the_fields_that_cannot_change_the_mathematics_are_these() -> None:
@@ -164,7 +164,7 @@ def test_the_fields_that_cannot_change_the_mathematics_are_these() -> None:
     networks = ("clip_score", "pick_score", "hps_v2", "image_reward", "aesthetic", "geneval")
     wanted = {f"evaluate.{key}" for key in SECTIONS["evaluate"].model_fields}
     wanted |= {f"save.{key}" for key in SECTIONS["save"].model_fields}
-    wanted |= {f"train.{key}" for key in ("rows_per_forward", "samples_per_forward")}
+    wanted |= {f"train.{key}" for key in ("micro_batch_size", "rollout_batch_size")}
     wanted |= {"train.drift_tolerance", "prompts.evaluate"}
     wanted |= {"run.name", "run.device", "run.threads"}
     wanted |= {f"vlm_judge.{key}" for key in judged} | {f"{name}.batch_size" for name in networks}
@@ -179,7 +179,7 @@ def test_after_an_out_of_memory_error_a_run_goes_on_with_half_the_chunk(
 ) -> None:
     """The weights are those of the run that always had enough, to rounding."""
     words = ["train.iterations=3", "save.every=1"]
-    words += ["train.rows_per_forward=16", "train.samples_per_forward=4"]
+    words += ["train.micro_batch_size=16", "train.rollout_batch_size=4"]
     assert run("enough", *words) == 0
     step = runner.Trainer.step
 
@@ -192,7 +192,7 @@ def test_after_an_out_of_memory_error_a_run_goes_on_with_half_the_chunk(
     with pytest.raises(torch.OutOfMemoryError):
         run("scarce", *words)
     assert status("scarce") == "failed" and Path("scarce").exists()
-    assert resume("scarce", "train.rows_per_forward=8") == 0
+    assert resume("scarce", "train.micro_batch_size=8") == 0
     ours = weights("scarce", 3)
     assert distance(ours, weights("enough", 3)) < 1e-6
     assert distance(ours, weights("enough", 2)) > 1e-4, "and it learns"

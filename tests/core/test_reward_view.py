@@ -10,7 +10,7 @@ from torch import Tensor
 from genrl_core.errors import GenRLError, RecipeError, RewardError
 from genrl_core.interfaces.batch import Batch
 from genrl_core.interfaces.media import Prompt
-from genrl_core.interfaces.objective import Objective, Replay
+from genrl_core.interfaces.objective import Objective, SamplerBackprop
 from genrl_core.interfaces.policy import Policy
 from genrl_core.interfaces.records import Plan, Tensors, Trajectory
 from genrl_core.interfaces.reward import Reward
@@ -41,7 +41,7 @@ class Coupled(Objective):
     """A group's log-mean-exp of rewards: couples samples."""
 
     view = "reward"
-    replay = Replay(steps=STEPS)
+    backprop = SamplerBackprop(steps=STEPS)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         reward = batch.need("differentiable_reward")[0]
@@ -198,7 +198,7 @@ def one_pass(learner: Learner, rollout: Rollout) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for side in learner._sides:
         ready = learner.prepare(side, rollout, learner._advantages(rollout), 0)
-        samples, calls = len(rollout.reward), ready.view.calls
+        samples, calls = len(rollout.reward), ready.view.num_evals
         k, b = torch.arange(calls).repeat_interleave(samples), torch.arange(samples).repeat(calls)
         fresh = ready.view.evaluate(k, b)
         values = {name: each.view(calls, samples) for name, each in fresh.items()}
@@ -210,7 +210,7 @@ def one_pass(learner: Learner, rollout: Rollout) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 5, 1000])
 @pytest.mark.parametrize("name", CASES)
 def test_two_passes_equal_one_whatever_the_chunks(name: str, rows: int) -> None:
-    learner, rollout = setting(CASES[name], rows_per_forward=rows)
+    learner, rollout = setting(CASES[name], micro_batch_size=rows)
     exact = one_pass(learner, rollout)
     assert exact.abs().max() > 1e-2
     torch.testing.assert_close(update(learner, rollout), exact, rtol=0, atol=1e-10)
@@ -219,7 +219,7 @@ def test_two_passes_equal_one_whatever_the_chunks(name: str, rows: int) -> None:
 def test_random_steps_are_the_mean_over_the_samples_own() -> None:
     """The first step's slope comes from the samples that drew K = 2 alone."""
     learner, rollout = setting([objective(steps=2, random_steps=True)])
-    steps, stop = replayed(Replay(2, random_steps=True), rollout.streams("replay/0"))
+    steps, stop = replayed(SamplerBackprop(2, random_steps=True), rollout.streams("replay/0"))
     assert set(steps.tolist()) == {1, 2}
     assert set(stop.tolist()) == {END}
     policy, sampler = ToyGaussian(), ToyGaussianSampler()
@@ -253,11 +253,11 @@ def test_update_is_the_difference_quotient_of_what_is_drawn() -> None:
 
 def test_draws_of_steps_and_stops() -> None:
     streams = plan_of(0, 0, 0, PROMPTS, 1000).streams("replay/0")
-    steps, stop = replayed(Replay(3, random_steps=True, stop=(2, 6)), streams)
+    steps, stop = replayed(SamplerBackprop(3, random_steps=True, stop=(2, 6)), streams)
     assert torch.bincount(steps)[1:].tolist() == pytest.approx([1000] * 3, abs=100)
     assert torch.bincount(stop)[2:].tolist() == pytest.approx([750] * 4, abs=100)
     assert abs(float(torch.corrcoef(torch.stack([steps, stop]).double())[0, 1])) < 0.1
-    fixed, end = replayed(Replay(3), plan_of(0, 0, 0, PROMPTS, 2).streams("replay/0"))
+    fixed, end = replayed(SamplerBackprop(3), plan_of(0, 0, 0, PROMPTS, 2).streams("replay/0"))
     assert fixed.tolist() == [3] * 6
     assert end.tolist() == [END] * 6
 
@@ -313,8 +313,8 @@ def test_objectives_of_two_views_add_up() -> None:
     found = []
     for members in (parts, *([each] for each in parts)):
         learner, rollout = setting(members)
-        learner._slots.freeze("reference")
-        with learner._slots.active("reference"), torch.no_grad():
+        learner._weight_sets.snapshot("reference")
+        with learner._weight_sets.using("reference"), torch.no_grad():
             learner._policy.network.table.add_(0.1)
         found.append(update(learner, rollout))
     assert [side.view for side in setting(parts)[0]._sides] == ["reward", "steps"]
@@ -331,7 +331,7 @@ def test_what_replays_alike_shares_a_side() -> None:
 
 def test_an_objective_must_say_what_is_replayed() -> None:
     class Silent(Coupled):
-        replay = None
+        backprop = None
 
     learner, rollout = setting([Silent()])
     with pytest.raises(GenRLError, match=r"objective 0 reads the view reward and has no replay"):
@@ -417,8 +417,8 @@ DRAFT = {"objective": {"reward_gradient": {"steps": 2}}}
 def test_a_recipe_learns_and_repeats_its_samples_exactly(toy_recipe: Make) -> None:
     """From resampled groups too, whose samples come from several plans."""
     recipe = toy_recipe(
-        "toy_gaussian", "train.iterations=20", "filter={min_spread: 0.25, then: resample}",
-        "train.rows_per_forward=5", "train.num_generations=8", **DRAFT,
+        "toy_gaussian", "train.iterations=20", "filter={min_std: 0.25, then: resample}",
+        "train.micro_batch_size=5", "train.num_generations=8", **DRAFT,
     )  # fmt: skip
     trainer = Trainer(recipe)
     records = [trainer.step() for _ in range(recipe.train.iterations)]
@@ -452,7 +452,7 @@ def test_a_neighbour_without_a_view_takes_one_of_its_own(toy_recipe: Make) -> No
     assert trainer.step().metrics["kl"] == 0
     assert trainer.step().metrics["kl"] > 0
     beside = {"objective": {"reward_gradient": {}, "sft": {}, "kl": {"weight": 0.1}}}
-    assert resolve_views(toy_recipe("toy_gaussian", **beside))["kl"] == "bound"
+    assert resolve_views(toy_recipe("toy_gaussian", **beside))["kl"] == "elbo"
 
 
 @pytest.mark.parametrize("name", ["toy_sequence", "toy_canvas"])

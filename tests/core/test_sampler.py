@@ -63,7 +63,7 @@ def test_a_chain_is_as_long_as_the_policy_makes_it(horizon: int) -> None:
     policy, sampler, plan = Coins(horizon), Flips(), plan_of(0, 0, 0, PROMPTS, 3)
     cond = {"length": torch.zeros(6)}
     found = sampler.rollout(policy, cond, plan)
-    assert found.terms.calls == horizon
+    assert found.terms.num_evals == horizon
     chance = policy.network[0].detach().sigmoid()
     exact = torch.where(found.final["flips"] == 1, chance, 1 - chance).log().T
     torch.testing.assert_close(found.terms.log_probs, exact)

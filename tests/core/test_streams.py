@@ -110,7 +110,7 @@ def test_a_chunk_that_holds_all_rows_evaluates_the_loss_once(
     found = []
     for rows in (512, 20):
         seen.clear()
-        metrics = Trainer(toy_recipe("toy_canvas", f"train.rows_per_forward={rows}")).step().metrics
+        metrics = Trainer(toy_recipe("toy_canvas", f"train.micro_batch_size={rows}")).step().metrics
         found.append((len(seen), metrics))
     (alone, whole), (several, pieces) = found
     assert alone == 1 and several > 2

@@ -59,7 +59,7 @@ def test_chunks_and_forwards_change_nothing(toy_recipe: Make, name: str) -> None
     more = ["train.num_updates=2", "train.num_minibatches=3"]
     whole = tables(toy_recipe(name, *more))
     pieces = tables(
-        toy_recipe(name, *more, "train.rows_per_forward=5", "train.samples_per_forward=7")
+        toy_recipe(name, *more, "train.micro_batch_size=5", "train.rollout_batch_size=7")
     )
     for first, second in zip(whole, pieces, strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=1e-10)
@@ -219,7 +219,7 @@ def test_filter_drops_and_resamples_up_to_its_limit(toy_recipe: Make) -> None:
             dull = ("prompt 0", "prompt 1")
             return [1.0 if p.text in dull else v for v, p in zip(values, prompts, strict=True)]
 
-    plain = ("filter.min_spread=0.0", "train.num_prompts=5")
+    plain = ("filter.min_std=0.0", "train.num_prompts=5")
     (dropped,) = train(
         toy_recipe("toy_canvas", *plain, "train.iterations=1"), rewards={"r": Sometimes()}
     )
@@ -250,7 +250,7 @@ def test_global_seeds_change_nothing(toy_recipe: Make) -> None:
 
 RESUMED = [
     "train.iterations=6", "train.num_updates=2", "train.lr_scheduler=cosine",
-    "train.warmup_steps=3", "filter={spread_percentile: 30, warmup: 4, then: resample}",
+    "train.warmup_steps=3", "filter={std_percentile: 30, warmup: 4, then: resample}",
     "train.steps={choose: stratified, count: 2}", "objective.kl={weight: 0.1}",
 ]  # fmt: skip
 
@@ -362,9 +362,9 @@ def peak_saved_bytes(recipe: Recipe, steps: int) -> int:
 @pytest.mark.parametrize("level", ["term", "sequence"])
 def test_memory_is_flat_in_the_trained_steps(toy_recipe: Make, level: str) -> None:
     """Bytes saved for backward: those of one chunk, from 2 to 16 steps, coupled terms or not."""
-    recipe = toy_recipe("toy_canvas", "train.rows_per_forward=12", f"objective.grpo.level={level}")
+    recipe = toy_recipe("toy_canvas", "train.micro_batch_size=12", f"objective.grpo.level={level}")
     small, large = peak_saved_bytes(recipe, 2), peak_saved_bytes(recipe, 16)
-    whole = peak_saved_bytes(recipe.with_overrides("train.rows_per_forward=512"), 16)
+    whole = peak_saved_bytes(recipe.with_overrides("train.micro_batch_size=512"), 16)
     assert large < 1.1 * small, (small, large)
     assert whole > 5 * large, (large, whole)
 
@@ -394,15 +394,15 @@ def test_two_processes_equal_one(toy_recipe: Make, tmp_path: Path) -> None:
     """gloo, float64: weights to 1e-10, also with an uneven split, filters and two updates."""
     recipes = {
         name: toy_recipe(
-            name, "train.num_updates=2", "train.num_minibatches=2", "train.rows_per_forward=7",
-            "filter={min_spread: 0.4, then: resample}", "objective.kl={weight: 0.1}",
+            name, "train.num_updates=2", "train.num_minibatches=2", "train.micro_batch_size=7",
+            "filter={min_std: 0.4, then: resample}", "objective.kl={weight: 0.1}",
             "objective.grpo.level=sequence",
         )
         for name in TOYS
     }  # fmt: skip
     recipes["reward_view"] = toy_recipe(
         "toy_gaussian", "train.num_updates=2", "train.num_minibatches=2",
-        "filter={min_spread: 0.2, then: resample}", "train.rows_per_forward=7",
+        "filter={min_std: 0.2, then: resample}", "train.micro_batch_size=7",
         objective={"reward_gradient": {"steps": 2, "random_steps": True}, "kl": {"weight": 0.1}},
     )  # fmt: skip
     recipes["running"] = toy_recipe(
@@ -444,12 +444,12 @@ def test_only_the_chosen_parameters_train(toy_recipe: Make) -> None:
 
     recipe = toy_recipe("toy_canvas", "objective.kl={weight: 0.1}")
     trainer = Trainer(recipe, policy=Frozen())
-    assert list(trainer.slots.trainable) == ["table"]
+    assert list(trainer.weight_sets.trainable) == ["table"]
     current = trainer.policy.network
     trainer.step()
     assert trainer.policy.network is current
     assert current.table.requires_grad and not current.extra.requires_grad
-    with trainer.slots.active("reference") as policy:
+    with trainer.weight_sets.using("reference") as policy:
         assert not any(p.requires_grad for p in policy.network.parameters())
         assert policy.network is not current
 
@@ -457,7 +457,7 @@ def test_only_the_chosen_parameters_train(toy_recipe: Make) -> None:
 def test_a_slot_comes_back_after_an_error(toy_recipe: Make) -> None:
     trainer = Trainer(toy_recipe("toy_canvas", "objective.kl={weight: 0.1}"))
     current = trainer.policy.network
-    with pytest.raises(RuntimeError), trainer.slots.active("reference"):
+    with pytest.raises(RuntimeError), trainer.weight_sets.using("reference"):
         raise RuntimeError
     assert trainer.policy.network is current
 

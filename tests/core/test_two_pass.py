@@ -20,7 +20,7 @@ from genrl_core.loop.plan import plan_of
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig
 from genrl_core.loop.update import Learner
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.testing import ToyReward, learner_for, rollout_of, toys
 from genrl_objectives import GrpoConfig, KlConfig, ReinforceConfig
 
@@ -72,7 +72,7 @@ class EntropyBonus(Objective):
 class NegativeAware(Objective):
     """The forward-process loss of arXiv 2509.16117: errors of mixtures with the reference."""
 
-    view = "matching"
+    view = "denoising"
     separable = True
     mixtures = ({"current": 0.5, "reference": 0.5}, {"current": -0.5, "reference": 1.5})
 
@@ -85,8 +85,8 @@ class NegativeAware(Objective):
 class PairedBound(Objective):
     """A pairwise logistic loss on the bound against the reference: couples draws and samples."""
 
-    view = "bound"
-    needs = frozenset({"reference", "old"})
+    view = "elbo"
+    needs = frozenset({"reference", "old_log_probs"})
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         score = (batch.weight * (batch.log_probs - batch.need("reference"))).sum(0)
@@ -109,7 +109,7 @@ class Centred(Objective):
     """
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        centred = batch.log_probs - batch.log_probs[batch.population].mean()
+        centred = batch.log_probs - batch.log_probs[batch.denominator_mask].mean()
         return -batch.reduce(centred * batch.reward), {"centred": centred}
 
 
@@ -132,9 +132,9 @@ CASES: dict[str, tuple[int, list[Objective], bool]] = {
     "unbiased_kl": (0, [clip(), KlConfig().build()], False),
     "two_weighted_draws": (1, [PairedBound()], False),
     "combined_draws": (1, [PairedBound()], True),
-    "combined_separable": (1, [clip(view="bound")], True),
-    "group_coupled_bound": (1, [GroupCoupled("bound")], False),
-    "matching": (2, [NegativeAware()], False),
+    "combined_separable": (1, [clip(view="elbo")], True),
+    "group_coupled_bound": (1, [GroupCoupled("elbo")], False),
+    "denoising": (2, [NegativeAware()], False),
     "matching_canvas": (1, [NegativeAware()], False),
     "two_views": (1, [clip(), PairedBound(), KlConfig(estimator="k2").build()], False),
     "three_views": (2, [clip(), PairedBound(), NegativeAware()], False),
@@ -149,8 +149,8 @@ def setting(name: str, **train: object) -> tuple[Learner, Rollout]:
     index, objectives, combine = CASES[name]
     policy, sampler = toys()[index]
     policy.combine_draws = combine
-    slots = Slots(policy)
-    slots.freeze("reference")
+    weight_sets = WeightSets(policy)
+    weight_sets.snapshot("reference")
     plan = plan_of(3, 0, 0, PROMPTS, 4)
     trajectory, media = draw(policy, sampler, plan, 99)
     with torch.no_grad():
@@ -159,7 +159,7 @@ def setting(name: str, **train: object) -> tuple[Learner, Rollout]:
     rollout = rollout_of(trajectory, reward, plan.group)
     members = {str(i): (1.0 + 0.5 * i, objective) for i, objective in enumerate(objectives)}
     learner = learner_for(
-        policy, sampler, members, slots, ADVANTAGE, draws=2, drift_tolerance=1e-9, **train
+        policy, sampler, members, weight_sets, ADVANTAGE, draws=2, drift_tolerance=1e-9, **train
     )
     return learner, replace(rollout, on_policy=False)
 
@@ -181,7 +181,7 @@ def one_pass(learner: Learner, rollout: Rollout) -> Tensor:
         ready = learner.prepare(side, rollout, advantage, 0)
         blank = ready.view.blank(ready.batch)
         rows, samples = next(iter(blank.values())).shape
-        calls = ready.view.calls
+        calls = ready.view.num_evals
         k = torch.arange(calls).repeat_interleave(samples)
         b = torch.arange(samples).repeat(calls)
         place = (k.unsqueeze(1) * (rows // calls) + torch.arange(rows // calls), b.unsqueeze(1))
@@ -195,7 +195,7 @@ def one_pass(learner: Learner, rollout: Rollout) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 5, 1000])
 @pytest.mark.parametrize("name", CASES)
 def test_two_passes_equal_one(name: str, rows: int) -> None:
-    learner, rollout = setting(name, rows_per_forward=rows)
+    learner, rollout = setting(name, micro_batch_size=rows)
     exact = one_pass(learner, rollout)
     assert exact.abs().max() > 1e-3
     torch.testing.assert_close(update(learner, rollout), exact, rtol=0, atol=1e-10)
@@ -204,8 +204,8 @@ def test_two_passes_equal_one(name: str, rows: int) -> None:
 @pytest.mark.parametrize("name", [n for n, c in CASES.items() if all(o.separable for o in c[1])])
 def test_separable_objectives_are_separable(name: str) -> None:
     """The chunked sum equals the two-pass rule, with chunks that split samples and groups."""
-    chunked, rollout = setting(name, rows_per_forward=3)
-    coupled, _ = setting(name, rows_per_forward=3)
+    chunked, rollout = setting(name, micro_batch_size=3)
+    coupled, _ = setting(name, micro_batch_size=3)
     for side in coupled._sides:
         for _, _, objective in side.members:
             objective.separable = False
@@ -226,7 +226,7 @@ def test_a_coupled_loss_that_says_separable_stops_the_run(name: str, on_policy: 
     Under the drawing weights too, where every ratio is 1 and only the gradients tell.
     """
     for rows, right in ((1000, True), (3, False), (1, False)):
-        learner, rollout = setting(name, rows_per_forward=rows)
+        learner, rollout = setting(name, micro_batch_size=rows)
         learner._train = learner._train.model_copy(update={"drift_tolerance": 1e6})
         if on_policy:
             drawn = toys()[CASES[name][0]][0].network
@@ -283,13 +283,13 @@ def test_rounding_is_no_coupling(size: float) -> None:
         view, together = Numbers(values.clone()), Numbers(values.clone())
         accumulate(
             view, batch, lambda b, f=loss: (f(b), {}), torch.arange(count), Runtime("cpu"),
-            separable=True, rows_per_forward=8,
+            separable=True, micro_batch_size=8,
         )  # fmt: skip
         loss(together.insert(batch, {"log_probs": 2 * together.table.unsqueeze(0)})).backward()
         torch.testing.assert_close(view.table.grad, together.table.grad)
 
 
-@pytest.mark.parametrize("name", ["sequence_coupled_canvas", "two_views", "value", "matching"])
+@pytest.mark.parametrize("name", ["sequence_coupled_canvas", "two_views", "value", "denoising"])
 def test_batch_order_changes_nothing(name: str) -> None:
     """The samples of a rollout in another order give the same update."""
     learner, rollout = setting(name)

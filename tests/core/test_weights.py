@@ -13,9 +13,9 @@ from transformers.pytorch_utils import Conv1D
 from genrl_core.errors import RecipeError
 from genrl_core.interfaces.batch import Batch
 from genrl_core.interfaces.objective import Objective
-from genrl_core.loop.settings import FollowConfig, LoraConfig
+from genrl_core.loop.settings import EmaConfig, LoraConfig
 from genrl_core.loop.trainer import Trainer
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run import checkpoint
 from genrl_core.testing.enumerable import ToyCanvas
@@ -76,16 +76,16 @@ def trained(policy: ToyCanvas) -> set[str]:
 @KINDS
 def test_only_the_current_adapter_trains_after_every_switch(kind: type[Layered]) -> None:
     policy = kind()
-    slots = Slots(policy, LORA)
-    wanted = set(slots.trainable)
+    weight_sets = WeightSets(policy, LORA)
+    wanted = set(weight_sets.trainable)
     assert wanted
     assert all("lora_" in name and ".current." in name for name in wanted)
-    slots.freeze("reference")
-    slots.freeze("old")
-    slots.freeze("ema")
+    weight_sets.snapshot("reference")
+    weight_sets.snapshot("lagging")
+    weight_sets.snapshot("ema")
     assert trained(policy) == wanted
-    for name in ("reference", "old", "ema", "current", "old"):
-        with slots.active(name):
+    for name in ("reference", "lagging", "ema", "current", "lagging"):
+        with weight_sets.using(name):
             assert trained(policy) == wanted
         assert trained(policy) == wanted
 
@@ -93,22 +93,22 @@ def test_only_the_current_adapter_trains_after_every_switch(kind: type[Layered])
 @KINDS
 def test_adapters_answer_for_their_slot(kind: type[Layered]) -> None:
     policy, plain = kind(), kind()
-    slots = Slots(policy, LORA)
-    slots.freeze("reference")
-    slots.freeze("old")
+    weight_sets = WeightSets(policy, LORA)
+    weight_sets.snapshot("reference")
+    weight_sets.snapshot("lagging")
     state = torch.arange(27)
     torch.testing.assert_close(policy.network(state), plain.network(state))
     with torch.no_grad():
-        for parameter in slots.trainable.values():
+        for parameter in weight_sets.trainable.values():
             parameter.add_(0.3)
     moved = policy.network(state)
     assert (moved - plain.network(state)).abs().max() > 0.05
-    for name in ("reference", "old"):
-        with slots.active(name) as other:
+    for name in ("reference", "lagging"):
+        with weight_sets.using(name) as other:
             torch.testing.assert_close(other.network(state), plain.network(state))
     torch.testing.assert_close(policy.network(state), moved)
-    slots.advance("old", 0.0)
-    with slots.active("old") as other:
+    weight_sets.ema_update("lagging", 0.0)
+    with weight_sets.using("lagging") as other:
         torch.testing.assert_close(other.network(state), moved)
 
 
@@ -118,13 +118,13 @@ def test_an_adapter_is_its_product_added_to_the_weight(kind: type[Layered]) -> N
     policy, plain, state = kind(), kind(), torch.arange(27)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        slots = Slots(policy, LoraConfig(rank=2, alpha=3))
-        slots.freeze("old")
+        weight_sets = WeightSets(policy, LoraConfig(rank=2, alpha=3))
+        weight_sets.snapshot("lagging")
     with torch.no_grad():
-        for parameter in slots.trainable.values():
+        for parameter in weight_sets.trainable.values():
             parameter.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(1))
         for name, layer in plain.network.named_children():
-            a, b = (slots.trainable[f"{name}.lora_{x}.current.weight"] for x in "AB")
+            a, b = (weight_sets.trainable[f"{name}.lora_{x}.current.weight"] for x in "AB")
             added = b @ a * 1.5
             layer.weight += added.T if isinstance(layer, Conv1D) else added
     torch.testing.assert_close(policy.network(state), plain.network(state), rtol=0, atol=1e-12)
@@ -136,7 +136,7 @@ def test_an_adapter_is_its_product_added_to_the_weight(kind: type[Layered]) -> N
 
 def test_adapters_start_from_the_seed_and_leave_the_global_one() -> None:
     before = torch.random.get_rng_state()
-    first, second, other = (Slots(Layered(), LORA, seed) for seed in (1, 1, 2))
+    first, second, other = (WeightSets(Layered(), LORA, seed) for seed in (1, 1, 2))
     assert torch.equal(before, torch.random.get_rng_state())
     name = next(name for name in first.trainable if "lora_A" in name)
     assert torch.equal(first.trainable[name], second.trainable[name])
@@ -146,60 +146,60 @@ def test_adapters_start_from_the_seed_and_leave_the_global_one() -> None:
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_a_slot_follows_with_its_decay(lora: LoraConfig | None) -> None:
     policy = Layered()
-    slots = Slots(policy, lora)
-    slots.freeze("ema")
-    start = {name: p.detach().clone() for name, p in slots.trainable.items()}
+    weight_sets = WeightSets(policy, lora)
+    weight_sets.snapshot("ema")
+    start = {name: p.detach().clone() for name, p in weight_sets.trainable.items()}
     with torch.no_grad():
-        for parameter in slots.trainable.values():
+        for parameter in weight_sets.trainable.values():
             parameter.add_(1.0)
-    slots.advance("ema", 0.75)
-    for name, tensor in slots.state_dict("ema").items():
+    weight_sets.ema_update("ema", 0.75)
+    for name, tensor in weight_sets.state_dict("ema").items():
         torch.testing.assert_close(tensor, start[name] + 0.25)
 
 
 def test_a_ramp_begins_after_a_flat_stretch(toy_recipe: Make) -> None:
     """``min(decay, start + ramp max(0, i - flat))``: the schedules of DiffusionNFT (2509.16117)."""
-    assert {"start", "flat"} <= set(FollowConfig.model_fields)
-    second = FollowConfig.model_validate({"decay": 0.999, "ramp": 0.0075, "flat": 75})
+    assert {"start", "flat"} <= set(EmaConfig.model_fields)
+    second = EmaConfig.model_validate({"decay": 0.999, "ramp": 0.0075, "flat": 75})
     shares = [second.share(i) for i in (1, 75, 76, 135, 1000)]
     assert shares == pytest.approx([0, 0, 0.0075, 0.45, 0.999], abs=1e-12)
-    rising = FollowConfig.model_validate({"decay": 0.5, "ramp": 0.1, "start": 0.25})
+    rising = EmaConfig.model_validate({"decay": 0.5, "ramp": 0.1, "start": 0.25})
     assert [rising.share(i) for i in (0, 2, 9)] == pytest.approx([0.25, 0.45, 0.5])
     with pytest.raises(ValidationError, match="there is no ramp"):
-        FollowConfig.model_validate({"decay": 0.5, "flat": 3})
+        EmaConfig.model_validate({"decay": 0.5, "flat": 3})
 
-    old = "weights.old={decay: 0.9, ramp: 10.0, flat: 2}"
+    old = "weights.lagging={decay: 0.9, ramp: 10.0, flat: 2}"
     trainer = Trainer(toy_recipe("toy_canvas", old, objective={"nft": {"pull": 0.0}}))
     for iteration in range(1, 4):
         trainer.step()
-        now, lagging = trainer.slots.state_dict(), trainer.slots.state_dict("old")
+        now, lagging = trainer.weight_sets.state_dict(), trainer.weight_sets.state_dict("lagging")
         same = all(torch.equal(now[name], lagging[name]) for name in now)
         assert same == (iteration <= 2)
 
 
 def test_modules_to_adapt_must_exist() -> None:
     with pytest.raises(RecipeError, match="names no modules for LoRA"):
-        Slots(ToyCanvas(), LORA)
+        WeightSets(ToyCanvas(), LORA)
     wrong = LoraConfig(rank=2, target_modules=["nothing"])
     with pytest.raises(RecipeError, match=r"weights\.lora"):
-        Slots(Layered(), wrong)
+        WeightSets(Layered(), wrong)
 
 
 class DrawnByOld(Objective):
     """REINFORCE on samples of the lagging weights, corrected by the ratio."""
 
-    draw_with = "old"
-    needs = frozenset({"old"})
+    draw_with = "lagging"
+    needs = frozenset({"old_log_probs"})
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        ratio = (batch.log_probs - batch.need("old")).exp()
+        ratio = (batch.log_probs - batch.need("old_log_probs")).exp()
         return batch.reduce(-ratio * batch.advantage), {"ratio_mean": ratio}
 
 
 def with_old(recipe: Recipe) -> Trainer:
     config = recipe.objective["grpo"]
     object.__setattr__(config, "build", DrawnByOld)
-    object.__setattr__(config, "draws_with", lambda: "old")
+    object.__setattr__(config, "draws_with", lambda: "lagging")
     return Trainer(recipe)
 
 
@@ -207,12 +207,14 @@ def test_objectives_may_draw_with_lagging_weights(toy_recipe: Make) -> None:
     """The slot copies the weights after every iteration, and its ratio is 1 only then."""
     fresh = with_old(toy_recipe("toy_canvas"))
     assert [fresh.step().metrics["ratio_mean"] for _ in range(3)] == pytest.approx([1.0] * 3)
-    lagging = with_old(toy_recipe("toy_canvas", "weights.old.decay=0.9", "train.learning_rate=0.2"))
+    lagging = with_old(
+        toy_recipe("toy_canvas", "weights.lagging.decay=0.9", "train.learning_rate=0.2")
+    )
     ratios = [lagging.step().metrics["ratio_mean"] for _ in range(4)]
     assert ratios[0] == pytest.approx(1.0)
     assert max(abs(ratio - 1.0) for ratio in ratios[1:]) > 1e-3
-    with lagging.slots.active("old") as policy:
-        assert policy.network is not lagging.slots._network
+    with lagging.weight_sets.using("lagging") as policy:
+        assert policy.network is not lagging.weight_sets._network
 
 
 RESUMED = ["weights.lora={rank: 2}", "weights.ema={decay: 0.8}", "objective.kl={weight: 0.1}",
@@ -239,7 +241,7 @@ def test_resume_with_followers_is_bit_identical(
         timeless = {k: v for k, v in expected.items() if not k.startswith("seconds")}
         assert timeless == {k: found[k] for k in timeless}
     for name in ("current", "ema"):
-        ours, theirs = straight.slots.state_dict(name), second.slots.state_dict(name)
+        ours, theirs = straight.weight_sets.state_dict(name), second.weight_sets.state_dict(name)
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert straight.evaluate().metrics == second.evaluate().metrics
 

@@ -37,7 +37,7 @@ def name(cell: Cell) -> str:
 def objective_of(cell: Cell) -> ObjectiveConfig:
     """The cell's objective in the cell's view, required fields as proposed."""
     schema = REGISTRY.objectives[cell.objective]
-    fields = schema.proposed()
+    fields = schema.suggested_values()
     assert fields is not None
     view = {"view": cell.view} if "view" in schema.model_fields else {}
     return schema.model_validate(fields | view)

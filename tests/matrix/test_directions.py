@@ -79,7 +79,7 @@ def test_the_gaussian_bound_is_tight_at_the_start() -> None:
         gaps = []
         for place in range(5):
             one = {"x": final["x"][place].expand(7, 1)}
-            bound = policy.bound(one, {}, {"noise": noise}).log_probs[:, 0]
+            bound = policy.elbo(one, {}, {"noise": noise}).log_probs[:, 0]
             gaps.append((bound + noise.square() / 2).std())  # minus the proposal's log-density
         return float(torch.stack(gaps).max())
 
@@ -130,7 +130,7 @@ def test_an_objective_that_promises_the_gradient_is_held_to_it() -> None:
 def test_an_objective_without_a_reward_is_refused() -> None:
     policy, sampler = toys()[0]
     with pytest.raises(ValueError, match="reads no reward: compare its update with a closed form"):
-        check_objective(REGISTRY.objectives["sft"](), policy, sampler, "bound")
+        check_objective(REGISTRY.objectives["sft"](), policy, sampler, "elbo")
 
 
 def test_the_policy_is_left_as_it_was() -> None:

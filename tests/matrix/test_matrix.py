@@ -68,12 +68,12 @@ def test_what_is_said_to_train_trains(cell: Cell, prompts: Path) -> None:
     rewards = None if cell.view == "reward" else {"alternating": Alternating()}
     with timed(cell):
         trainer = Trainer(load_recipe(tree, short(cell, tree), REGISTRY), rewards=rewards)
-        before = {n: p.detach().clone() for n, p in trainer.slots.trainable.items()}
+        before = {n: p.detach().clone() for n, p in trainer.weight_sets.trainable.items()}
         for _ in range(2):
             record = trainer.step()
             assert record.problem is None
             assert math.isfinite(record.metrics["loss"])
-    assert any(not torch.equal(p, before[n]) for n, p in trainer.slots.trainable.items())
+    assert any(not torch.equal(p, before[n]) for n, p in trainer.weight_sets.trainable.items())
 
 
 def test_every_policy_and_every_sampler_is_run_with_every_objective() -> None:

@@ -20,7 +20,7 @@ from genrl_core.loop.plan import plan_of
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig
 from genrl_core.loop.update import Learner
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.check import resolve_views
 from genrl_core.recipe.recipe import load_recipe
 from genrl_core.testing import ToyReward, learner_for, rollout_of
@@ -55,9 +55,9 @@ def setting(cell: Cell, prompts: Path, *, separable: bool, rows: int) -> tuple[L
         members[label] = (config.weight, objective)
     policy = REGISTRY.policies[cell.policy](**requested_fields(REGISTRY, cell)).build()
     sampler = REGISTRY.samplers[cell.sampler]().build()
-    slots = Slots(policy)
-    for slot in ("reference", "old"):
-        slots.freeze(slot)
+    weight_sets = WeightSets(policy)
+    for slot in ("reference", "lagging"):
+        weight_sets.snapshot(slot)
     plan = plan_of(3, 0, 0, PROMPTS, 4)
     trajectory, media = draw(policy, sampler, plan, 99)
     if cell.view != "reward":  # there the samples are drawn again, by the weights of now
@@ -66,7 +66,7 @@ def setting(cell: Cell, prompts: Path, *, separable: bool, rows: int) -> tuple[L
     reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
     rollout = replace(rollout_of(trajectory, reward, plan.group), parts=(plan,), on_policy=False)
     learner = learner_for(
-        policy, sampler, members, slots, ADVANTAGE, draws=2, rows_per_forward=rows,
+        policy, sampler, members, weight_sets, ADVANTAGE, draws=2, micro_batch_size=rows,
         drift_tolerance=1e-9,
     )  # fmt: skip
     return learner, rollout

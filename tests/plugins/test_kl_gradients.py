@@ -14,7 +14,7 @@ from torch import Tensor
 from genrl_core import Policy, Prompt, Sampler
 from genrl_core.loop.generate import draw
 from genrl_core.loop.plan import plan_of
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.registry import Registry
 from genrl_core.testing import learner_for, rollout_of
 from genrl_objectives import KlConfig, ReinforceConfig
@@ -51,8 +51,8 @@ def update(name: str, kl: dict[str, Any] | None, view: str = "steps", size: floa
     The samples are those of the current weights, which are ``size`` away from the reference.
     """
     policy, sampler = parts(name)
-    slots = Slots(policy)
-    slots.freeze("reference")
+    weight_sets = WeightSets(policy)
+    weight_sets.snapshot("reference")
     push(policy, size)
     plan = plan_of(2, 0, 0, PROMPTS, 3)
     trajectory, _ = draw(policy, sampler, plan, len(plan))
@@ -60,11 +60,11 @@ def update(name: str, kl: dict[str, Any] | None, view: str = "steps", size: floa
     members = {"reinforce": (1.0, ReinforceConfig(view=view, reduce="token_mean").build())}
     if kl is not None:
         members["kl"] = (1.0, KlConfig(reduce="token_mean", **kl).build())
-    learner = learner_for(policy, sampler, members, slots)
-    before = {n: p.detach().clone() for n, p in slots.trainable.items()}
+    learner = learner_for(policy, sampler, members, weight_sets)
+    before = {n: p.detach().clone() for n, p in weight_sets.trainable.items()}
     _, problem = learner.learn(rollout, 0, 0)
     assert problem is None
-    return torch.cat([(before[n] - p.detach()).flatten() for n, p in slots.trainable.items()])
+    return torch.cat([(before[n] - p.detach()).flatten() for n, p in weight_sets.trainable.items()])
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -91,9 +91,9 @@ def test_where_the_policy_is_the_reference_only_k1_pulls(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_on_the_bound_too(name: str) -> None:
-    plain = update(name, None, view="bound")
+    plain = update(name, None, view="elbo")
     for kind in ("k1", "k2", "k3", "unbiased"):
-        change = update(name, {"estimator": kind}, view="bound") - plain
+        change = update(name, {"estimator": kind}, view="elbo") - plain
         assert change.norm() > 1e-4 * plain.norm(), kind  # bounds are means: they differ less
 
 

@@ -97,7 +97,7 @@ def test_the_commands_without_a_package_run(tmp_path: Path) -> None:
     shutil.copytree(THIRD_PARTY, tmp_path, dirs_exist_ok=True)
     one_file, installed, unpackaged = consoles()
     assert installed == ["pip install -e .", "genrl plugins", "genrl run stripes/learn"]
-    shorter = " train.iterations=1 train.num_prompts=1 filter.min_spread=null"
+    shorter = " train.iterations=1 train.num_prompts=1 filter.min_std=null"
     shorter += " evaluate=null prompts.evaluate=null"
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for command in (*one_file, *unpackaged):

@@ -84,13 +84,13 @@ def test_every_other_recipe_trains_two_iterations(name: str) -> None:
 def test_every_recipe_trains_two_iterations(name: str) -> None:
     recipe = load_recipe(f"digits/{name}", [f"run.seed={SEED}", "train.iterations=2"])
     trainer = Trainer(recipe)
-    before = {n: p.detach().clone() for n, p in trainer.slots.trainable.items()}
+    before = {n: p.detach().clone() for n, p in trainer.weight_sets.trainable.items()}
     for _ in range(2):
         record = trainer.step()
         assert record.problem is None
         assert record.metrics["drift"] < 1e-5
         assert 0 < record.metrics["grad_norm"] < 1e3
-    assert any(not torch.equal(p, before[n]) for n, p in trainer.slots.trainable.items())
+    assert any(not torch.equal(p, before[n]) for n, p in trainer.weight_sets.trainable.items())
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,8 @@ def test_a_picture_of_an_unknown_kind_is_a_sentence(tmp_path: Path) -> None:
 
 def test_resume_through_the_command_line(tmp_path: Path) -> None:
     """Stopped after 2 of 4 iterations and resumed: weights and metrics are those of one run."""
-    common = ["train.iterations=4", f"run.seed={SEED}", "evaluate.base_sweep={}", "run.threads=1",
+    common = ["train.iterations=4", f"run.seed={SEED}", "evaluate.baseline_sweep={}",
+    "run.threads=1",
               "evaluate.num_generations=2", "--runs", str(tmp_path)]  # fmt: skip
     genrl("run", "digits/mask_grpo_filter", "run.name=straight", *common)
     said = genrl(

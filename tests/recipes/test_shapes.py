@@ -39,12 +39,12 @@ def test_every_variant_is_a_recipe_with_the_rate_that_was_chosen() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_two_iterations(name: str) -> None:
     trainer = Trainer(load_recipe(f"shapes/{name}", ["train.num_prompts=2", "train.iterations=2"]))
-    before = {n: p.detach().clone() for n, p in trainer.slots.trainable.items()}
+    before = {n: p.detach().clone() for n, p in trainer.weight_sets.trainable.items()}
     for _ in range(2):
         record = trainer.step()
         assert record.problem is None
         assert record.metrics.get("drift", 0.0) < 1e-5
-    assert any(not torch.equal(p, before[n]) for n, p in trainer.slots.trainable.items())
+    assert any(not torch.equal(p, before[n]) for n, p in trainer.weight_sets.trainable.items())
 
 
 def test_the_longer_base_goes_on_from_the_shipped_one() -> None:

@@ -82,7 +82,7 @@ def shortened(name: str, models: dict[str, Path], *more: str) -> Recipe:
         "evaluate.metrics=null", "sampler.num_inference_steps=4", "train.num_prompts=2",
         "train.num_generations=3", f"train.num_updates={min(recipe.train.num_updates, 2)}",
         "train.iterations=1", "train.learning_rate=1e-3", "train.warmup_steps=0",
-        "train.rows_per_forward=5", "run.threads=1", "run.device=cpu",
+        "train.micro_batch_size=5", "run.threads=1", "run.device=cpu",
     ]  # fmt: skip
     if recipe.train.steps.count is not None:
         given.append("train.steps.count=2")
@@ -137,7 +137,7 @@ def test_every_recipe_trains(name: str, models: dict[str, Path]) -> None:
     moved = {
         n for n, p in trainer.policy.network.named_parameters() if not torch.equal(p, before[n])
     }
-    assert moved and moved <= set(trainer.slots.trainable)
+    assert moved and moved <= set(trainer.weight_sets.trainable)
     assert all(("lora_" in n) == name.endswith("_lora") for n in moved)
 
 
@@ -168,7 +168,7 @@ def test_the_untouched_base_is_measured_by_a_run_of_no_iterations(
     recipe = shortened(
         "showo_mask_grpo_paper", models, "train.iterations=0", f"prompts.file={prompts}",
         f"prompts.evaluate={prompts}", "evaluate.sampler.num_inference_steps=2", "run.name=base",
-        "train.samples_per_forward=2",
+        "train.rollout_batch_size=2",
     )  # fmt: skip
     assert runner.run(recipe, tmp_path / "runs") == 0
     folder = tmp_path / "runs" / "base"

@@ -12,9 +12,9 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.schedulers import scheduling_amused
 
 from genrl_amused import AmusedConfig
-from genrl_core import Media, Plan, Prompt, RecipeError, Reward, load_recipe, take, train
+from genrl_core import Media, Plan, Prompt, RecipeError, Reward, load_recipe, select_rows, train
 from genrl_core.loop.settings import LoraConfig
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.testing import check_sampler
 from genrl_masked import ConfidenceConfig, guided_logits, released_counts, transitions
 
@@ -81,7 +81,7 @@ def test_logits_are_those_of_every_call_that_the_pipeline_makes(policy, pipeline
                 one = slice(row, row + 1)
                 alone = {k: v[one] if torch.is_tensor(v) else v for k, v in given.items()}
                 expected = pipeline.transformer(ids[one], **alone).flatten(2).transpose(1, 2)
-                side = take(unconditional if row < 2 else cond, torch.tensor([row % 2]))
+                side = select_rows(unconditional if row < 2 else cond, torch.tensor([row % 2]))
                 assert_close(policy.logits(to_canvas(ids[one]), side), expected, 1e-5)
             guided = guided_logits(policy, canvas, cond, GUIDANCE)
         # Guidance adds the errors of both sides, each up to its share, times s and s - 1.
@@ -255,16 +255,16 @@ def test_bfloat16_is_the_networks_alone(published, policy):
 def test_trained_in_bfloat16_it_starts_at_its_reference(published, lora):
     """What is trained is float32, and says exactly what the weights as loaded say."""
     policy = AmusedConfig(weights=str(published), dtype="bfloat16").build()
-    slots = Slots(policy, lora)
-    slots.freeze("reference")
-    assert {p.dtype for p in slots.trainable.values()} == {torch.float32}
+    weight_sets = WeightSets(policy, lora)
+    weight_sets.snapshot("reference")
+    assert {p.dtype for p in weight_sets.trainable.values()} == {torch.float32}
     cond = policy.encode(PROMPTS)
     canvas = torch.full((2, policy.num_tokens), policy.mask_code)
     with torch.no_grad():
         found = policy.logits(canvas, cond)
-        with slots.active("reference"):
+        with weight_sets.using("reference"):
             assert torch.equal(found, policy.logits(canvas, cond))
-        for parameter in slots.trainable.values():
+        for parameter in weight_sets.trainable.values():
             parameter.add_(0.1)
         assert not torch.equal(found, policy.logits(canvas, cond))
 

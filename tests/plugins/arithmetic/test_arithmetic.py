@@ -85,7 +85,7 @@ def test_data_are_right_as_often_as_the_recipe_says(config):
     rule = ArithmeticCorrectConfig().build()
     for noise, low, high in ((0.0, 1.0, 1.0), (0.3, 0.65, 0.75), (1.0, 0.0, 0.0)):
         drawn = ArithmeticDataConfig(answer_noise=noise).build().rollout(policy, cond, plan)
-        assert drawn.terms.calls == 0
+        assert drawn.terms.num_evals == 0
         given = policy.decode(drawn.final)
         right = sum(rule(given, plan.sample_prompts())) / 1200
         assert low <= right <= high

@@ -33,7 +33,7 @@ def policy():
 
 def test_it_makes_text():
     provided = ArithmeticMaskedConfig().provides()
-    assert provided == {Capability.BOUND, Capability.MATCHING, Capability.TEXT}
+    assert provided == {Capability.ELBO, Capability.DENOISING, Capability.TEXT}
 
 
 def test_texts_there_and_back(policy):

@@ -19,7 +19,7 @@ from genrl_core import (
     RecipeError,
     Reward,
     load_recipe,
-    take,
+    select_rows,
     train,
 )
 from genrl_core.loop.trainer import Trainer
@@ -63,7 +63,7 @@ def test_encoding_and_texts(policy):
 def test_equals_the_model_called_plainly(policy):
     """Log-likelihood of one text by transformers alone, without padding."""
     final = policy.tokenize(["10+", "2"])
-    found = policy.bound(final, policy.encode(PROMPTS[:2]), {}).log_probs
+    found = policy.elbo(final, policy.encode(PROMPTS[:2]), {}).log_probs
     for row, (prompt, text) in enumerate([("1+2=", "10+"), ("b", "2")]):
         ids = policy.tokenizer(prompt)["input_ids"]
         answer = [*policy.tokenizer(text)["input_ids"], 0]
@@ -187,13 +187,13 @@ def test_predictions_of_several_weights_mix_over_the_tokens(padded):
     """As NFT mixes them, on either side of other weights; bounds are of the tokens too."""
     policy, other = padded
     final, cond = policy.tokenize(["10+", "2", "33="]), policy.encode(PROMPTS)
-    matching = policy.matching(final, cond, {})
+    denoising = policy.denoising(final, cond, {})
     before, policy.network = policy.network, other
-    theirs = policy.matching(final, cond, {}).prediction.detach()
+    theirs = policy.denoising(final, cond, {}).prediction.detach()
     policy.network = before
-    bound = policy.bound(final, cond, {}).log_probs[:, 0]
+    bound = policy.elbo(final, cond, {}).log_probs[:, 0]
     for weight in (1.0, 0.4, -0.7):
-        error = matching.error(weight * matching.prediction + (1 - weight) * theirs)
+        error = denoising.error(weight * denoising.prediction + (1 - weight) * theirs)
         for row in range(3):
             tokens = final["tokens"][row, : int(final["length"][row])]
             mine, its = (alone(n, cond, "prompt", row, tokens) for n in (before, other))
@@ -237,7 +237,9 @@ def test_a_reward_can_see_special_tokens_of_an_answer(with_tokenizer, keep):
     except ValidationError:
         pytest.fail("no field of the policy asks for special tokens")
     final = policy.tokenize(["<1+2>3", "0", "<"]) | {"length": torch.tensor([7, 1, 2])}
-    media = Media.concat([policy.decode(take(final, torch.tensor([row]))) for row in (0, 1, 2)])
+    media = Media.concat(
+        [policy.decode(select_rows(final, torch.tensor([row]))) for row in (0, 1, 2)]
+    )
     texts = ("<1+2>3", "0", "<") if keep else ("1+23", "0", "")
     raw = ("<1+2>3<end>", "0", "<<end>")  # the second is cut off before its end
     assert media.texts == texts
@@ -260,7 +262,7 @@ def test_media_without_raw_texts_are_joined_without_them():
 def test_base_names_the_model_of_weights_that_are_ours(published):
     policy = CausalLmConfig(base=str(published["gpt2"])).build()
     assert policy.num_symbols == 12
-    assert CausalLmConfig(weights=str(published["gpt2"]), dtype="bfloat16").build().bound(
+    assert CausalLmConfig(weights=str(published["gpt2"]), dtype="bfloat16").build().elbo(
         policy.tokenize(["1"]), policy.encode(PROMPTS[:1]), {}
     ).log_probs.dtype == torch.float32  # fmt: skip
 
@@ -361,11 +363,11 @@ def test_a_run_begins_with_what_another_ended_with(published, tmp_path, weights)
             refused = str(error)
         assert not refused
         cond = trainer.policy.encode(PROMPTS[:1])
-        begun = trainer.policy.bound(trainer.policy.tokenize(["12"]), cond, {}).log_probs
+        begun = trainer.policy.elbo(trainer.policy.tokenize(["12"]), cond, {}).log_probs
         if answers:
             torch.testing.assert_close(begun, answers[-1], rtol=0, atol=1e-5)
         trainer.step()
-        ended = trainer.policy.bound(trainer.policy.tokenize(["12"]), cond, {}).log_probs
+        ended = trainer.policy.elbo(trainer.policy.tokenize(["12"]), cond, {}).log_probs
         assert (ended - begun).abs().max() > 1e-3, "a step that does nothing would prove nothing"
         answers.append(ended.detach())
         folder = tmp_path / f"run-{number}"
@@ -404,7 +406,7 @@ def in_bfloat16(folder, tmp_path, weights, sampler=None, **fields):
         "objective": {"grpo": {"epsilon": 0.2}, "kl": {"weight": 0.1}}, "weights": weights,
         "prompts": {"file": str(tmp_path / "prompts.txt")},
         "train": {"iterations": 2, "num_prompts": 3, "num_generations": 8, "learning_rate": 1e-3,
-                  "rows_per_forward": 5},
+                  "micro_batch_size": 5},
     })  # fmt: skip
     return Trainer(recipe, sampler=sampler)
 
@@ -415,7 +417,7 @@ def in_bfloat16(folder, tmp_path, weights, sampler=None, **fields):
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_bfloat16_trains_float32_within_its_tolerance(published, tmp_path, kind, guidance, weights):
     trainer = in_bfloat16(published[kind], tmp_path, weights, guidance_scale=guidance)
-    assert {p.dtype for p in trainer.slots.trainable.values()} == {torch.float32}
+    assert {p.dtype for p in trainer.weight_sets.trainable.values()} == {torch.float32}
     try:
         first, second = trainer.step().metrics, trainer.step().metrics
     except GenRLError as error:

@@ -53,8 +53,8 @@ def test_closed_forms_are_claimed_unless_truncated():
     assert TokenConfig(guidance_scale=3.0).provides() == STEPS
     for cut in (TokenConfig(top_k=5), TokenConfig(top_p=0.9)):
         assert cut.provides() == set()
-        assert all("leave them out in training" in cut.lacks(c) for c in STEPS)
-        assert cut.lacks(Capability.VALUE) == ""
+        assert all("leave them out in training" in cut.why_missing(c) for c in STEPS)
+        assert cut.why_missing(Capability.VALUE) == ""
 
 
 def test_truncated_sampling_is_refused_for_steps_and_allowed_in_evaluation():
@@ -66,7 +66,7 @@ def test_truncated_sampling_is_refused_for_steps_and_allowed_in_evaluation():
 
 
 def test_what_policies_give():
-    given = {Capability.BOUND, Capability.MATCHING, Capability.TEXT}
+    given = {Capability.ELBO, Capability.DENOISING, Capability.TEXT}
     assert CausalLmConfig().provides() == given
     assert AutoregressivePolicyConfig.paradigm == TokenConfig.paradigm == "autoregressive"
 

@@ -41,7 +41,7 @@ def every_sample(policy, probability):
     step = torch.arange(2).unsqueeze(1).expand_as(mask)
     zero = torch.zeros(mask.shape, dtype=torch.float64)
     cond = {n: t.expand(len(rows), -1) for n, t in policy.encode([Prompt("1", "")]).items()}
-    terms = Terms(zero, mask.long(), step, mask, calls=1)
+    terms = Terms(zero, mask.long(), step, mask, num_evals=1)
     chance = torch.stack(list(probability.values())).detach()
     return Trajectory(cond, dict(final), final, terms), chance
 

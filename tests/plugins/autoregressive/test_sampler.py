@@ -128,7 +128,7 @@ def test_the_mask_reaches_up_to_and_including_the_end(make_ids, draw):
     _, drawn = draw(policy, plan_of(20), max_new_tokens=6)
     tokens, length, terms = drawn.final["tokens"], drawn.final["length"], drawn.terms
     assert terms.log_probs.shape == (6, 60)
-    assert terms.calls == 1
+    assert terms.num_evals == 1
     for row in range(60):
         ids, n = tokens[row].tolist(), int(length[row])
         first = ids[:n].index(0) + 1 if 0 in ids[:n] else 6
@@ -230,7 +230,7 @@ def test_guidance_leaves_impossible_tokens_impossible(scale):
 def test_guidance_is_two_sides_in_one_call(make_table, make_plan, draw):
     policy = make_table()
     draw(policy, make_plan(3), guidance_scale=3.0)
-    assert policy.calls == 2
+    assert policy.num_evals == 2
     _, off = draw(policy, make_plan(8), guidance_scale=1.0)
     _, plain = draw(policy, make_plan(8))
     assert torch.equal(off.terms.log_probs, plain.terms.log_probs)
@@ -242,7 +242,7 @@ def test_truncation_draws_from_the_head_and_has_no_densities(
 ):
     sampler, drawn = draw(make_table(), make_plan(200), **fields)
     assert len(drawn.final["tokens"][:, 0].unique()) == kept
-    assert drawn.terms.calls == 0
+    assert drawn.terms.num_evals == 0
     with pytest.raises(NotImplementedError, match="no step densities"):
         rescored(sampler, make_table(), drawn)
 
@@ -292,11 +292,11 @@ def test_the_bound_is_the_exact_likelihood(make_ids, draw):
     corruption = policy.corrupt(drawn.final, plan_of(6).streams("x"), 1, 0, 1)
     assert corruption.keys() == {"events"}  # a term is a sum over all tokens of its sample
     assert torch.equal(corruption["events"], drawn.final["length"].view(1, 18, 1))
-    found = policy.bound(drawn.final, drawn.cond, {}).log_probs
+    found = policy.elbo(drawn.final, drawn.cond, {}).log_probs
     assert found.shape == (18, 1)
     torch.testing.assert_close(found[:, 0], drawn.terms.log_probs.sum(0), rtol=0, atol=1e-10)
-    matching = policy.matching(drawn.final, drawn.cond, {})
-    error = matching.error(matching.prediction)
+    denoising = policy.denoising(drawn.final, drawn.cond, {})
+    error = denoising.error(denoising.prediction)
     torch.testing.assert_close(-error * drawn.final["length"], found[:, 0], rtol=0, atol=1e-10)
 
 
@@ -305,5 +305,5 @@ def test_likelihoods_of_all_completions_sum_to_one(make_table):
     tokens = torch.tensor(list(itertools.product(range(3), repeat=2)))
     cond = {k: v.expand(9, -1) for k, v in policy.encode([Prompt("1", "1")]).items()}
     final = {"tokens": tokens, "length": torch.full((9,), 2)}
-    total = policy.bound(final, cond, {}).log_probs.detach().exp().sum()
+    total = policy.elbo(final, cond, {}).log_probs.detach().exp().sum()
     assert float(total) == pytest.approx(1, abs=1e-12)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from genrl_autoregressive import CausalLmConfig, TokenConfig
-from genrl_core import GenRLError, Prompt, take
+from genrl_core import GenRLError, Prompt, select_rows
 from genrl_core.loop.generate import draw
 from genrl_core.loop.plan import plan_of
 
@@ -74,7 +74,7 @@ def test_a_head_renames_no_parameter_and_is_adapted_by_nothing(kind: str) -> Non
     added = names - dict(plain.network.named_parameters()).keys()
     assert added == {"value_head.weight", "value_head.bias"}
     assert policy.lora_targets == plain.lora_targets
-    assert policy.fresh_modules == ("value_head",) and plain.fresh_modules == ()
+    assert policy.new_modules == ("value_head",) and plain.new_modules == ()
     assert copy.deepcopy(policy.network).value_head is not policy.network.value_head
 
 
@@ -84,4 +84,4 @@ def test_a_policy_that_predicts_values_must_say_which(make_table) -> None:
     cond = policy.encode([Prompt("1", "1")])
     plan = plan_of(0, 0, 0, [Prompt("1", "1")], 2)
     with pytest.raises(GenRLError, match=r"TablePolicy sets predicts_value.*logits_and_values"):
-        TokenConfig().build().rollout(policy, take(cond, torch.zeros(2).long()), plan)
+        TokenConfig().build().rollout(policy, select_rows(cond, torch.zeros(2).long()), plan)

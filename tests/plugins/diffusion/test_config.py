@@ -55,18 +55,18 @@ def test_densities_are_claimed_where_there_is_noise_and_only_there(schema):
     assert schema(num_inference_steps=1).provides() == {Capability.PREVIEW}
     for capability in DENSITIES:
         why = f"{knob} is 0, and a deterministic sampler has no step density"
-        assert silent.lacks(capability) == why
-        assert "take num_inference_steps: 2 or more" in schema(num_inference_steps=1).lacks(
+        assert silent.why_missing(capability) == why
+        assert "take num_inference_steps: 2 or more" in schema(num_inference_steps=1).why_missing(
             capability
         )
-    assert "does not depend on the weights" in silent.lacks(Capability.ENTROPY)
+    assert "does not depend on the weights" in silent.why_missing(Capability.ENTROPY)
 
 
 def test_deterministic_samplers_claim_nothing():
     for schema in (FlowOdeConfig, DiffusersSolverConfig):
         config = schema(num_inference_steps=4)
         assert config.provides() == {Capability.PREVIEW}
-        assert "no step density" in config.lacks(Capability.STEP_LOGP)
+        assert "no step density" in config.why_missing(Capability.STEP_LOGP)
 
 
 def test_what_a_policy_gives():
@@ -74,7 +74,7 @@ def test_what_a_policy_gives():
         def build(self):
             raise NotImplementedError
 
-    given = {Capability.BOUND, Capability.MATCHING, Capability.CLEAN_SAMPLE, Capability.IMAGE}
+    given = {Capability.ELBO, Capability.DENOISING, Capability.CLEAN_SAMPLE, Capability.IMAGE}
     assert Config().provides() == given
 
     class Differentiable(Config):
@@ -141,7 +141,7 @@ def test_step_objectives_are_refused_without_densities():
     found = problems_of("sampler.noise=0.0")
     assert "grpo needs step_logp, which flow_sde does not provide" in found
     assert "has no step density. Choose cps, dance_sde, ddim, flow_sde with its" in found
-    assert "or view: bound" in found
+    assert "or view: elbo" in found
     assert problems_of("sampler.noise=0.0", "objective.grpo.view=bound") == ""
 
 

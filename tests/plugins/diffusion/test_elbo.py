@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from genrl_diffusion import BoundConfig
+from genrl_diffusion import ElboConfig
 from genrl_diffusion.policy import LEAST_TIME
 
 MEAN, DEVIATION = 1.5, 0.7
@@ -21,14 +21,14 @@ def levels(count):
 
 
 def bound_at(policy, x0, shares):
-    """The mean of ``policy.bound`` over the shares and the noise, by quadrature."""
+    """The mean of ``policy.elbo`` over the shares and the noise, by quadrature."""
     time = policy.time_at(shares)
     noise = POINTS.repeat(len(time)).unsqueeze(1)
     rows = {"time": time.repeat_interleave(len(POINTS)), "noise": noise}
     final = {"latents": torch.full_like(noise, x0)}
     with torch.no_grad():
         cond = {"prompt": torch.ones(len(noise), dtype=torch.int64)}
-        found = policy.bound(final, cond, rows).log_probs.view(len(time), -1)
+        found = policy.elbo(final, cond, rows).log_probs.view(len(time), -1)
     return float((found @ WEIGHTS).mean())
 
 
@@ -113,4 +113,4 @@ def test_the_bound_of_flow_matching_is_the_log_likelihood_of_gaussian_data(make_
 
 def test_other_times_are_no_bound():
     with pytest.raises(ValidationError, match="take timesteps: uniform, or another weighting"):
-        BoundConfig(weighting="elbo", timesteps="logit_normal")
+        ElboConfig(weighting="elbo", timesteps="logit_normal")

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from genrl_core import Objective
 from genrl_core.loop.settings import AdvantageConfig
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.testing import learner_for, rollout_of
 from genrl_diffusion import FlowSdeConfig
 from genrl_objectives import OBJECTIVES
@@ -32,9 +32,9 @@ class Shifted:
     """A policy with a frozen reference (and old) from which the mean is then moved."""
 
     def __init__(self, policy, shift: float):
-        self.policy, self.slots, self.corruption = policy, Slots(policy), {}
-        for name in ("reference", "old"):
-            self.slots.freeze(name)
+        self.policy, self.weight_sets, self.corruption = policy, WeightSets(policy), {}
+        for name in ("reference", "lagging"):
+            self.weight_sets.snapshot(name)
         with torch.no_grad():
             policy.network.mean += shift
         inner = policy.corrupt
@@ -49,8 +49,8 @@ class Shifted:
         """By mean and deviation, of one update of the learner."""
         before = [p.detach().clone() for p in self.policy.network.parameters()]
         learner = learner_for(
-            self.policy, CONFIG.build(), objectives, self.slots, CENTRED,
-            draws=DRAWS, rows_per_forward=5,
+            self.policy, CONFIG.build(), objectives, self.weight_sets, CENTRED,
+            draws=DRAWS, micro_batch_size=5,
         )  # fmt: skip
         group = torch.zeros(SAMPLES, dtype=torch.int64)
         learner.learn(rollout_of(trajectory, REWARDS, group), 0, 0)
@@ -98,7 +98,7 @@ def test_every_kl_estimator_moves_the_steps(make_policy, make_plan, draw, estima
     sampler = CONFIG.build()
     state, action = sampler.restore(trajectory.trace, k, b)
     cond = {"prompt": trajectory.cond["prompt"][b]}
-    with trial.slots.active("reference"), torch.no_grad():
+    with trial.weight_sets.using("reference"), torch.no_grad():
         reference = sampler.transition(trial.policy, state, k, cond)
     current = sampler.transition(trial.policy, state, k, cond)
     if estimator == "analytic":
@@ -114,11 +114,11 @@ def test_every_kl_estimator_moves_the_bound(make_policy, make_plan, draw, estima
     trial = Shifted(make_policy(), 0.3)
     trajectory = draw(CONFIG, trial.policy, make_plan(SAMPLES))
     kl = OBJECTIVES["kl"](estimator=estimator).build()
-    found = trial.gradient({"it": (1.0, Nothing("bound")), "kl": (1.0, kl)}, trajectory)
+    found = trial.gradient({"it": (1.0, Nothing("elbo")), "kl": (1.0, kl)}, trajectory)
     rows = trial.rows(trajectory)
-    with trial.slots.active("reference"), torch.no_grad():
-        reference = trial.policy.bound(*rows).log_probs
-    loss = KL[estimator](trial.policy.bound(*rows).log_probs, reference).mean()
+    with trial.weight_sets.using("reference"), torch.no_grad():
+        reference = trial.policy.elbo(*rows).log_probs
+    loss = KL[estimator](trial.policy.elbo(*rows).log_probs, reference).mean()
     check(found, by_hand(trial.policy, loss))
 
 
@@ -175,5 +175,5 @@ def test_objectives_see_how_much_time_a_step_covers(make_policy, make_plan, draw
     trial.gradient({"it": (1.0, seen)}, trajectory)
     expected = torch.tensor([0.25, 0.25, 0.25, 1.0]).double()
     torch.testing.assert_close(seen.duration, expected.unsqueeze(1).expand(STEPS, SAMPLES))
-    trial.gradient({"it": (1.0, other := Nothing("bound"))}, trajectory)
+    trial.gradient({"it": (1.0, other := Nothing("elbo"))}, trajectory)
     assert other.duration is None

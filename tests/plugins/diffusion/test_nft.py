@@ -5,7 +5,7 @@ import torch
 
 from genrl_core import load_recipe
 from genrl_core.interfaces.records import Terms, Trajectory
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.check import find_problems
 from genrl_core.registry import Registry
 from genrl_core.testing import AdvantageConfig, learner_for, rollout_of
@@ -24,14 +24,14 @@ def clean(kind, prediction, x, alpha, sigma):
     }[kind]()
 
 
-def wanted(policy, slots, x0, share, cond, made):
+def wanted(policy, weight_sets, x0, share, cond, made):
     """Arxiv 2509.16117 with ``mean (x0_hat - x0)^2 / sg(mean |x0_hat - x0|)``, times its scale."""
     loss = 0.0
     for time, noise in zip(made["time"], made["noise"], strict=True):
         alpha, sigma = (f.view(-1, 1, 1) for f in policy.alpha_sigma(time))
         x = alpha * x0 + sigma * noise
         current = policy.predict(x, time, cond)
-        with slots.active("old"), torch.no_grad():
+        with weight_sets.using("lagging"), torch.no_grad():
             old = policy.predict(x, time, cond)
         for part, factor in ((share, BETA), (1 - share, -BETA)):
             mixed = factor * current + (1 - factor) * old
@@ -46,7 +46,7 @@ def wanted(policy, slots, x0, share, cond, made):
 def test_normalised_errors_are_those_of_the_clean_sample(make_policy, kind, rows):
     policy = make_policy(prediction=kind)
     noise = torch.Generator().manual_seed(0)
-    (slots := Slots(policy)).freeze("old")
+    (weight_sets := WeightSets(policy)).snapshot("lagging")
     weights = list(policy.network.parameters())
     with torch.no_grad():
         for parameter in weights:
@@ -58,8 +58,8 @@ def test_normalised_errors_are_those_of_the_clean_sample(make_policy, kind, rows
     policy.corrupt = lambda *args: made | (made.update(corrupt(*args)) or made)
     nft = NftConfig(beta=BETA, advantage_clip=LIMIT, pull=0.0, normalize=True).build()
     learner = learner_for(
-        policy, None, {"nft": (1.0, nft)}, slots, AdvantageConfig(), draws=DRAWS,
-        rows_per_forward=rows,
+        policy, None, {"nft": (1.0, nft)}, weight_sets, AdvantageConfig(), draws=DRAWS,
+        micro_batch_size=rows,
     )  # fmt: skip
     trajectory = Trajectory(cond, {}, {"latents": x0}, Terms.empty(8))
     learner.learn(rollout_of(trajectory, reward, torch.arange(8) // 4), 0, 0)
@@ -70,7 +70,7 @@ def test_normalised_errors_are_those_of_the_clean_sample(make_policy, kind, rows
     groups = reward.view(2, 4)
     advantage = (groups - groups.mean(1, True)) / (groups.std(1, keepdim=True) + 1e-4)
     share = 0.5 + advantage.flatten().clamp(-LIMIT, LIMIT) / (2 * LIMIT)
-    right = torch.autograd.grad(wanted(policy, slots, x0, share, cond, made), weights)
+    right = torch.autograd.grad(wanted(policy, weight_sets, x0, share, cond, made), weights)
     for one, other in zip(found, right, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 

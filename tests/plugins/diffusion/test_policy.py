@@ -1,4 +1,4 @@
-"""The policy bases: predictions, corruption, the matching error and the bound."""
+"""The policy bases: predictions, corruption, the denoising error and the bound."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_matching_error_is_the_mean_square_in_the_space_of_the_prediction(make_p
     policy = make_policy(prediction)
     x0, eps, time = noisy(policy)
     cond = {"prompt": torch.ones(5, dtype=torch.int64)}
-    found = policy.matching({"latents": x0}, cond, {"time": time, "noise": eps})
+    found = policy.denoising({"latents": x0}, cond, {"time": time, "noise": eps})
     alpha, sigma = policy.alpha_sigma(time)
     a, s = spread(alpha, x0), spread(sigma, x0)
     target = {"velocity": eps - x0, "epsilon": eps, "v": a * eps - s * x0, "sample": x0}[prediction]
@@ -87,7 +87,7 @@ def test_the_exact_denoiser_has_the_least_error(make_policy, make_plan, predicti
     for shift in (-0.3, 0.0, 0.3):
         with torch.no_grad():
             policy.network.mean.fill_(0.5 + shift)
-            errors.append(-float(policy.bound(final, cond, rows).log_probs.mean()))
+            errors.append(-float(policy.elbo(final, cond, rows).log_probs.mean()))
     assert errors[1] < min(errors[0], errors[2])
 
 
@@ -99,10 +99,10 @@ def test_bound_is_minus_the_weighted_error(make_policy, weighting, power, predic
     policy = make_policy(prediction, weighting=weighting)
     x0, eps, time = noisy(policy)
     cond, corruption = {"prompt": torch.ones(5).long()}, {"time": time, "noise": eps}
-    matching = policy.matching({"latents": x0}, cond, corruption)
+    denoising = policy.denoising({"latents": x0}, cond, corruption)
     alpha, sigma = policy.alpha_sigma(time)
-    expected = -((sigma / (alpha + sigma)) ** power) * matching.error(matching.prediction)
-    found = policy.bound({"latents": x0}, cond, corruption).log_probs
+    expected = -((sigma / (alpha + sigma)) ** power) * denoising.error(denoising.prediction)
+    found = policy.elbo({"latents": x0}, cond, corruption).log_probs
     assert found.shape == (5, 1)
     torch.testing.assert_close(found[:, 0], expected)
 
@@ -151,25 +151,25 @@ class Recorder:
 
     def __init__(self, policy: DiffusionPolicy):
         self.seen: list[dict[str, torch.Tensor]] = []
-        inner = policy.matching
+        inner = policy.denoising
 
-        def matching(final, cond, corruption):
+        def denoising(final, cond, corruption):
             self.seen.append(corruption)
             return inner(final, cond, corruption)
 
-        policy.matching = matching
+        policy.denoising = denoising
 
 
 def test_all_passes_of_an_update_see_the_same_draws(make_policy, make_plan, draw):
     """Through the learner: the recorded and the current bound of an update, other slots alike."""
 
     class Ratio(Objective):
-        view = "bound"
-        needs = frozenset({"old"})
+        view = "elbo"
+        needs = frozenset({"old_log_probs"})
 
         def loss(self, batch):
-            self.gap = (batch.log_probs - batch.need("old")).detach()
-            return batch.reduce(batch.need("old") - batch.log_probs), {}
+            self.gap = (batch.log_probs - batch.need("old_log_probs")).detach()
+            return batch.reduce(batch.need("old_log_probs") - batch.log_probs), {}
 
     policy, plan, objective = make_policy(), make_plan(4), Ratio()
     recorder = Recorder(policy)
@@ -177,7 +177,7 @@ def test_all_passes_of_an_update_see_the_same_draws(make_policy, make_plan, draw
     trajectory = draw(config, policy, plan)
     rollout = rollout_of(trajectory, torch.arange(4.0), torch.zeros(4, dtype=torch.int64))
     learner = learner_for(
-        policy, config.build(), {"it": (1.0, objective)}, draws=3, rows_per_forward=12
+        policy, config.build(), {"it": (1.0, objective)}, draws=3, micro_batch_size=12
     )
     learner.learn(rollout, 0, 0)
     assert len(recorder.seen) >= 2

@@ -29,7 +29,7 @@ LOG_PROBS = frozenset({"log_probs"})
 
 
 def rows_of(trajectory):
-    calls, samples = trajectory.terms.calls, len(trajectory)
+    calls, samples = trajectory.terms.num_evals, len(trajectory)
     k, b = torch.meshgrid(torch.arange(calls), torch.arange(samples), indexing="ij")
     return k.flatten(), b.flatten()
 
@@ -99,7 +99,7 @@ def test_guidance_is_one_call_of_the_network_and_the_stated_mixture(make_policy)
     x = torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     time, cond = torch.full((4,), 0.4, dtype=torch.float64), {"prompt": torch.arange(4)}
     found = guided_prediction(policy, x, time, cond, 3.0)
-    assert policy.calls == 1
+    assert policy.num_evals == 1
     empty = policy.predict(x, time, policy.unconditional(cond))
     expected = empty + 3.0 * (policy.predict(x, time, cond) - empty)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
@@ -370,7 +370,7 @@ def _score_function_gradient(policy, sampler, trajectory, chance, advantage):
     rollout = rollout_of(trajectory, reward, group, chance * len(reward))
     learner = learner_for(
         policy, sampler, {"it": (1.0, ScoreFunction())},
-        advantage=advantage(baseline="none", scale="none"), rows_per_forward=100,
+        advantage=advantage(baseline="none", scale="none"), micro_batch_size=100,
         drift_tolerance=1e6,
     )  # fmt: skip
     before = {name: p.detach().clone() for name, p in policy.network.named_parameters()}

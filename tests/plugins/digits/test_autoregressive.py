@@ -23,7 +23,7 @@ def policy():
 def test_size_and_capabilities(policy):
     count = sum(p.numel() for p in policy.network.parameters())
     assert count == 112_128
-    given = {Capability.BOUND, Capability.MATCHING, Capability.IMAGE}
+    given = {Capability.ELBO, Capability.DENOISING, Capability.IMAGE}
     assert DigitsAutoregressiveConfig().provides() == given
     assert not policy.network.training
     assert not any(m.p for m in policy.network.modules() if isinstance(m, torch.nn.Dropout))
@@ -93,11 +93,11 @@ def test_odd_widths_are_refused():
 
 
 def test_the_recipe_trains_two_iterations():
-    trainer = Trainer(load_recipe("digits/grpo", ["policy.weights=null", "filter.min_spread=0.0"]))
-    before = {n: p.detach().clone() for n, p in trainer.slots.trainable.items()}
+    trainer = Trainer(load_recipe("digits/grpo", ["policy.weights=null", "filter.min_std=0.0"]))
+    before = {n: p.detach().clone() for n, p in trainer.weight_sets.trainable.items()}
     for _ in range(2):
         record = trainer.step()
         assert record.problem is None
         assert record.metrics["drift"] < 1e-5
         assert 0 < record.metrics["grad_norm"] < 1e3
-    assert any(not torch.equal(p, before[n]) for n, p in trainer.slots.trainable.items())
+    assert any(not torch.equal(p, before[n]) for n, p in trainer.weight_sets.trainable.items())

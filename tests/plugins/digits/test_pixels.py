@@ -6,7 +6,7 @@ import torch
 
 from genrl_core import Capability, Plan, Prompt, RecipeError, load_recipe
 from genrl_core.loop.settings import LoraConfig
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.check import negotiate
 from genrl_core.testing import check_sampler
 from genrl_diffusion import DdimConfig, FlowSdeConfig, WindowConfig
@@ -54,7 +54,7 @@ def test_size_and_capabilities(config):
     assert sum(p.numel() for p in policy.network.parameters()) == 508_993
     given = config().provides()
     assert given == {
-        Capability.BOUND, Capability.MATCHING, Capability.CLEAN_SAMPLE, Capability.IMAGE,
+        Capability.ELBO, Capability.DENOISING, Capability.CLEAN_SAMPLE, Capability.IMAGE,
         Capability.DIFFERENTIABLE,
     }  # fmt: skip
     assert not policy.network.training
@@ -111,7 +111,7 @@ def test_data_are_of_the_prompted_digit(policy):
     plan = plan_of([3, 8], 20)
     cond = policy.encode(plan.sample_prompts())
     trajectory = DigitsDataDiffusionConfig().build().rollout(policy, cond, plan)
-    assert trajectory.terms.calls == 0
+    assert trajectory.terms.num_evals == 0
     generator = data.split("generator")
     known = {
         image.tobytes(): int(digit)
@@ -163,7 +163,7 @@ def test_supervised_steps_lower_the_error(config):
     for _ in range(15):
         corruption = policy.corrupt(final, plan.streams("corrupt"), 1, 0, 1)
         rows = {name: tensor[0] for name, tensor in corruption.items()}
-        loss = -policy.bound(final, cond, rows).log_probs.mean()
+        loss = -policy.elbo(final, cond, rows).log_probs.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -177,8 +177,8 @@ def test_supervised_steps_lower_the_error(config):
 @pytest.mark.parametrize("config", BOTH)
 def test_adapters_take_every_linear_module_but_the_value_head(config):
     policy = config(layers=2, value_head=True).build()
-    slots = Slots(policy, LoraConfig(rank=2))
-    adapted = {name.split(".lora_")[0] for name in slots.trainable if "lora_" in name}
+    weight_sets = WeightSets(policy, LoraConfig(rank=2))
+    adapted = {name.split(".lora_")[0] for name in weight_sets.trainable if "lora_" in name}
     blocks = {f"{kind}.{layer}" for kind in ("shifts", "up") for layer in (0, 1)}
     assert adapted == blocks | {"time", "condition", "enter", "leave", "skip"}
 

@@ -45,7 +45,7 @@ def canvas_and_cond(policy, rows=6):
 def test_size_and_capabilities(policy):
     count = sum(p.numel() for p in policy.network.parameters())
     assert count == 110_976
-    assert Capability.BOUND in DigitsMaskedConfig().provides()
+    assert Capability.ELBO in DigitsMaskedConfig().provides()
     assert Capability.IMAGE in DigitsMaskedConfig().provides()
     assert not policy.network.training
     assert not any(isinstance(m, torch.nn.Dropout) for m in policy.network.modules())
@@ -163,7 +163,7 @@ def class_counts(policy, noise, generations=400):
     trajectory = DigitsDataConfig(caption_noise=noise).build().rollout(policy, cond, plan)
     assert trajectory.cond is cond
     assert trajectory.trace == {}
-    assert trajectory.terms.calls == 0
+    assert trajectory.terms.num_evals == 0
     assert len(trajectory) == len(plan)
     generator = data.split("generator")
     codes = {
@@ -218,7 +218,7 @@ def test_a_supervised_step_lowers_the_bound_loss():
     for _ in range(15):
         corruption = policy.corrupt(final, plan.streams("corrupt"), 1, 0, 1)
         rows = {name: tensor[0] for name, tensor in corruption.items()}
-        loss = -policy.bound(final, cond, rows).log_probs.mean()
+        loss = -policy.elbo(final, cond, rows).log_probs.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -13,7 +13,7 @@ from genrl_core.loop.generate import draw
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.settings import LoraConfig
 from genrl_core.loop.trainer import Trainer
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe import check as negotiate
 from genrl_core.registry import Registry
 from genrl_core.run.assembly import _load
@@ -49,7 +49,7 @@ def policy_of(name: str, *, moved: bool = True) -> Any:
 
 
 def rows(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
-    calls, count = trajectory.terms.calls, len(trajectory)
+    calls, count = trajectory.terms.num_evals, len(trajectory)
     return torch.arange(calls).repeat_interleave(count), torch.arange(count).repeat(calls)
 
 
@@ -61,7 +61,7 @@ def rolled(name: str, **fields: Any) -> tuple[Any, Any, Trajectory, Tensor]:
     trajectory, _ = draw(policy, sampler, plan_of(3, 0, 0, PROMPTS, 3), 6)
     recorded = trajectory.terms.value
     assert recorded is not None
-    calls = trajectory.terms.calls
+    calls = trajectory.terms.num_evals
     return policy, sampler, trajectory, recorded.unflatten(0, (calls, -1)).mT.flatten(0, 1)
 
 
@@ -115,35 +115,35 @@ def test_weights_without_a_head_are_taken_and_half_a_head_is_not() -> None:
     base = {n: p.detach() + 1 for n, p in plain.network.named_parameters()}
     policy = policy_of("digits_masked")
     drawn = policy.network.value_head.weight.detach().clone()
-    _load(policy.network, base, "base", policy.fresh_modules)
+    _load(policy.network, base, "base", policy.new_modules)
     assert torch.equal(policy.network.value_head.weight, drawn)
     assert torch.equal(policy.network.head.weight, base["head.weight"])
     half = base | {"value_head.bias": torch.zeros(1)}
     with pytest.raises(RecipeError, match=r"another network; 1 tensors differ.*value_head\.weight"):
-        _load(policy.network, half, "half", policy.fresh_modules)
+        _load(policy.network, half, "half", policy.new_modules)
     del base["head.weight"]
     with pytest.raises(RecipeError, match=r"another network; 3 tensors differ"):
-        _load(policy.network, base, "torn", policy.fresh_modules)
+        _load(policy.network, base, "torn", policy.new_modules)
     whole = {n: p.detach() for n, p in policy.network.named_parameters()}
     with pytest.raises(RecipeError, match=r"value_head\.bias.*give the policy the same fields"):
-        _load(plain.network, whole, "headed", plain.fresh_modules)
+        _load(plain.network, whole, "headed", plain.new_modules)
 
 
 @pytest.mark.parametrize("name", ["digits_masked", "digits_autoregressive", "digits_diffusion"])
 def test_beside_adapters_the_head_trains_in_full(name: str) -> None:
     policy = policy_of(name)
-    slots = Slots(policy, LoraConfig(rank=2))
-    slots.freeze("reference")
-    slots.freeze("old")
-    for slot in ("current", "reference", "old", "current"):
-        with slots.active(slot):
+    weight_sets = WeightSets(policy, LoraConfig(rank=2))
+    weight_sets.snapshot("reference")
+    weight_sets.snapshot("lagging")
+    for slot in ("current", "reference", "lagging", "current"):
+        with weight_sets.using(slot):
             pass
         trained = {n for n, p in policy.network.named_parameters() if p.requires_grad}
-        assert trained == slots.trainable.keys()
-    heads = {n for n in slots.trainable if "lora" not in n}
+        assert trained == weight_sets.trainable.keys()
+    heads = {n for n in weight_sets.trainable if "lora" not in n}
     assert heads == {"value_head.weight", "value_head.bias"}
-    assert all(".current." in n for n in slots.trainable.keys() - heads)
-    assert slots.state_dict().keys() >= heads
+    assert all(".current." in n for n in weight_sets.trainable.keys() - heads)
+    assert weight_sets.state_dict().keys() >= heads
 
 
 @pytest.fixture
@@ -164,11 +164,11 @@ def test_ppo_trains_policy_and_head(ppo_recipe: Callable[..., Any], name: str, l
     adapters = ["weights.lora={rank: 2}"] if lora else []
     recipe = ppo_recipe(f"digits/{name}", "objective.kl={weight: 0.1}", *adapters)
     trainer = Trainer(recipe)
-    before = {n: p.detach().clone() for n, p in trainer.slots.trainable.items()}
+    before = {n: p.detach().clone() for n, p in trainer.weight_sets.trainable.items()}
     for _ in range(2):
         found = trainer.step().metrics
         assert found["skipped"] == 0 and found["drift"] < 1e-4 and found["value_error"] > 0
-    moved = {n for n, p in trainer.slots.trainable.items() if not torch.equal(p, before[n])}
+    moved = {n for n, p in trainer.weight_sets.trainable.items() if not torch.equal(p, before[n])}
     assert {"value_head.weight", "value_head.bias"} < moved
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genrl_core import Media, Plan, Prompt, Streams, Tensors
-from genrl_masked import BoundConfig, ConfidenceConfig, MaskedPolicy, MaskedPolicyConfig
+from genrl_masked import ConfidenceConfig, ElboConfig, MaskedPolicy, MaskedPolicyConfig
 
 NUM_PROMPTS = 3
 
@@ -43,7 +43,7 @@ class TablePolicy(MaskedPolicy):
         return Media("image", pixels.to(torch.uint8))
 
     def logits(self, canvas: Tensor, cond: Tensors) -> Tensor:
-        self.calls += 1
+        self.num_evals += 1
         return self.network(canvas, cond["prompt"])
 
     def unconditional(self, cond: Tensors) -> Tensors:
@@ -68,7 +68,7 @@ def make_policy() -> Callable[..., TablePolicy]:
     def make(num_tokens=3, codebook_size=3, scale=1.0, seed=0, **bound) -> TablePolicy:
         return TableConfig(
             num_tokens=num_tokens, codebook_size=codebook_size, scale=scale, seed=seed,
-            bound=BoundConfig(**bound),
+            bound=ElboConfig(**bound),
         ).build()  # fmt: skip
 
     return make

@@ -12,12 +12,12 @@ from pydantic import ValidationError
 
 from genrl_core import Plan, Prompt, RecipeError, Streams
 from genrl_core.loop.generate import draw
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.check import find_problems
 from genrl_core.recipe.recipe import load_recipe
 from genrl_core.registry import Registry
 from genrl_core.testing import AdvantageConfig, learner_for, rollout_of
-from genrl_masked import BoundConfig, ConfidenceConfig, MaskedPolicyConfig
+from genrl_masked import ConfidenceConfig, ElboConfig, MaskedPolicyConfig
 from genrl_objectives import OBJECTIVES, KlConfig
 
 N, MASK = 3, 2
@@ -52,7 +52,7 @@ def scored(policy, corruption) -> torch.Tensor:
     draws = len(corruption["masked"])
     final = {"tokens": SAMPLES.repeat(draws, 1)}
     cond = {"prompt": torch.ones(8 * draws, dtype=torch.int64)}
-    found = policy.bound(final, cond, rows).log_probs.detach()
+    found = policy.elbo(final, cond, rows).log_probs.detach()
     return found.unflatten(0, (draws, 8))
 
 
@@ -136,7 +136,7 @@ def test_a_draw_that_masks_nothing_counts_as_zero(make_policy):
         assert (scored(policy, nothing) == 0).all()
         rows = {name: tensor[0] for name, tensor in nothing.items()}
         cond = {"prompt": torch.ones(8, dtype=torch.int64)}
-        loss = policy.bound({"tokens": SAMPLES}, cond, rows).log_probs.sum()
+        loss = policy.elbo({"tokens": SAMPLES}, cond, rows).log_probs.sum()
         gradient = torch.autograd.grad(loss, policy.network.logits)[0]
         assert gradient.abs().max() == 0
 
@@ -191,9 +191,9 @@ def test_full_is_one_forward_of_the_empty_canvas(make_policy):
     policy = make_policy(codebook_size=2, masking="full", granularity="token")
     corruption = corruption_of(policy, 1)
     assert corruption["masked"].all() and corruption["masked"].shape == (1, 8, N)
-    policy.calls = 0
+    policy.num_evals = 0
     found = scored(policy, corruption)[0]
-    assert policy.calls == 1
+    assert policy.num_evals == 1
     for row, tokens in enumerate(SAMPLES.tolist()):
         truth = [token_log_prob(policy, tokens, TRUE, place).item() for place in range(N)]
         assert found[row].tolist() == pytest.approx(truth, abs=1e-12)
@@ -208,8 +208,8 @@ def test_hidden_prompts_are_drawn_anew_and_reach_the_network(make_policy, monkey
         type(policy), "mask_prompt",
         lambda self, cond, where: {"prompt": cond["prompt"].masked_fill(where[:, 0], 0)},
     )  # fmt: skip
-    bound = BoundConfig(masking="full", prompt_masking=0.15)
-    policy.config = policy.config.model_copy(update={"bound": bound})
+    bound = ElboConfig(masking="full", prompt_masking=0.15)
+    policy.config = policy.config.model_copy(update={"elbo": bound})
     hidden = [corruption_of(policy, 2, 1_000, u, 2)["prompt_masked"] for u in (0, 1)]
     assert hidden[0].shape == (2, 1_000, 1)
     assert hidden[0].double().mean().item() == pytest.approx(0.15, abs=0.03)
@@ -218,15 +218,15 @@ def test_hidden_prompts_are_drawn_anew_and_reach_the_network(make_policy, monkey
     masked = torch.ones(8, N, dtype=torch.bool)
     where = torch.arange(8).unsqueeze(1) < 3
     final, ones = {"tokens": SAMPLES}, torch.ones(8, dtype=torch.int64)
-    found = policy.bound(final, {"prompt": ones}, {"masked": masked, "prompt_masked": where})
-    told = policy.bound(final, {"prompt": ones.masked_fill(where[:, 0], 0)}, {"masked": masked})
+    found = policy.elbo(final, {"prompt": ones}, {"masked": masked, "prompt_masked": where})
+    told = policy.elbo(final, {"prompt": ones.masked_fill(where[:, 0], 0)}, {"masked": masked})
     assert torch.equal(found.log_probs, told.log_probs)
 
 
 def test_the_digits_hide_words_as_padding():
     from genrl_digits import DigitsMaskedConfig
 
-    policy = DigitsMaskedConfig(bound=BoundConfig(masking="full", prompt_masking=0.5)).build()
+    policy = DigitsMaskedConfig(bound=ElboConfig(masking="full", prompt_masking=0.5)).build()
     cond = policy.encode([Prompt("1", "a handwritten three")])
     where = torch.tensor([[False, True, False, True]])
     hidden = policy.mask_prompt(cond, where)["words"]
@@ -313,8 +313,8 @@ def setting(make_policy):
         policy = make_policy(**{"codebook_size": 2} | shape | bound)
         policy.network.table = policy.network.logits  # the core's tests look there
         sampler = ConfidenceConfig(num_inference_steps=2, transition="p2").build()
-        slots = Slots(policy)
-        slots.freeze("reference")
+        weight_sets = WeightSets(policy)
+        weight_sets.snapshot("reference")
         prompts = (Prompt("1", "a"), Prompt("2", "b"))
         plan = Plan(5, 0, 0, prompts, torch.tensor([0, 0, 0, 1, 1, 1]), torch.arange(6) % 3)
         trajectory, _ = draw(policy, sampler, plan, 99)
@@ -328,7 +328,7 @@ def setting(make_policy):
         if kl is not None:
             members["kl"] = (0.5, KlConfig(estimator=kl).build())
         learner = learner_for(
-            policy, sampler, members, slots, AdvantageConfig(scale="batch_std"),
+            policy, sampler, members, weight_sets, AdvantageConfig(scale="batch_std"),
             drift_tolerance=1e-9, **train,
         )  # fmt: skip
         return learner, replace(rollout, on_policy=False)
@@ -337,9 +337,9 @@ def setting(make_policy):
 
 
 OBJECTIVE = {
-    "grpo": {"view": "bound", "epsilon": 0.1},
-    "gspo": {"view": "bound", "epsilon": 0.1},
-    "dpo": {"view": "bound"},
+    "grpo": {"view": "elbo", "epsilon": 0.1},
+    "gspo": {"view": "elbo", "epsilon": 0.1},
+    "dpo": {"view": "elbo"},
     "sft": {},
 }
 DRAWS = {"uniform": 2, "full": 1, "structured": 2, "complement": 3, "quadrature": 2}
@@ -351,7 +351,7 @@ DRAWS = {"uniform": 2, "full": 1, "structured": 2, "complement": 3, "quadrature"
     ("masking", "objective"), [*zip(DRAWS, ["grpo", "dpo", "grpo", "gspo", "sft"], strict=True)]
 )
 def test_two_passes_equal_one(core, setting, masking, objective, combine, rows):
-    train = {"draws": DRAWS[masking], "rows_per_forward": rows}
+    train = {"draws": DRAWS[masking], "micro_batch_size": rows}
     learner, rollout = setting(
         objective, OBJECTIVE[objective], train,
         masking=masking, combine=combine, granularity="token",
@@ -385,8 +385,8 @@ def test_terms_are_the_masked_positions(setting, masking):
     weight = ready.view.corruption.get("weight")
     if weight is not None:
         assert torch.equal(batch.weight, weight.repeat_interleave(N, 0))
-    old = prepared(setting, "grpo", {"view": "bound", "epsilon": 0.1}, masking=masking,
-                   granularity="token")[0].batch.old  # fmt: skip
+    old = prepared(setting, "grpo", {"view": "elbo", "epsilon": 0.1}, masking=masking,
+                   granularity="token")[0].batch.old_log_probs  # fmt: skip
     assert torch.equal(old, batch.log_probs)
 
 
@@ -395,7 +395,7 @@ def test_terms_are_the_masked_positions(setting, masking):
 def test_the_bound_of_a_sample_counts_all_its_tokens(setting, masking, combine):
     """ESPO and GDPO: ``over: mean`` is the ratio per token, of all that the bound speaks for."""
     for objective in ("grpo", "gspo"):
-        fields = {"view": "bound", "epsilon": 0.1, "over": "mean"}
+        fields = {"view": "elbo", "epsilon": 0.1, "over": "mean"}
         draws = DRAWS[masking]
         learner, rollout = setting(
             objective, fields, {"draws": draws}, masking=masking, combine=combine
@@ -405,7 +405,7 @@ def test_the_bound_of_a_sample_counts_all_its_tokens(setting, masking, combine):
         assert torch.equal(ready.batch.events, torch.full_like(ready.batch.events, N))
         assert ready.batch.mask.all()
         gap = torch.linspace(-1, 1, ready.batch.mask.numel()).double().view_as(ready.batch.mask)
-        moved = replace(ready.batch, log_probs=ready.batch.need("old") + gap)
+        moved = replace(ready.batch, log_probs=ready.batch.need("old_log_probs") + gap)
         per_token = gap / N if objective == "grpo" else gap.mean(0, keepdim=True) / N
         found = side.members[0][2].loss(moved)[1]["ratio_mean"]
         torch.testing.assert_close(found, per_token.exp().expand_as(found))
@@ -436,18 +436,18 @@ def test_separate_tokens_are_plain_where_nothing_is_summed(setting):
 def test_every_slot_sees_the_same_draws(setting, monkeypatch):
     """Current, old and reference are compared on one corruption."""
     learner, rollout = setting(
-        "grpo", {"view": "bound", "epsilon": 0.1}, {"draws": 3}, kl="k3",
+        "grpo", {"view": "elbo", "epsilon": 0.1}, {"draws": 3}, kl="k3",
         masking="complement", granularity="token",
     )  # fmt: skip
     policy, seen = learner._policy, []
-    bound = policy.bound
+    bound = policy.elbo
 
     def watch(final, cond, corruption):
         rows = torch.cat([final["tokens"], corruption["masked"].long()], 1)
         seen.append((policy.network, rows))
         return bound(final, cond, corruption)
 
-    monkeypatch.setattr(policy, "bound", watch)
+    monkeypatch.setattr(policy, "elbo", watch)
     learner.learn(rollout, 0, 0)
     assert len({id(network) for network, _ in seen}) == 2
     assert len(seen) == 3  # old, reference, current
@@ -496,12 +496,12 @@ def test_kl_pulls_the_bound_towards_the_reference(core, setting, estimator, gran
 @pytest.mark.parametrize("masking", ["full", "structured", "complement", "quadrature"])
 def test_elbo_goes_with_levels_of_known_probability(masking):
     with pytest.raises(ValidationError, match="weighting"):
-        BoundConfig(masking=masking, weighting="elbo")
-    assert BoundConfig(masking="uniform", weighting="elbo").weighting == "elbo"
+        ElboConfig(masking=masking, weighting="elbo")
+    assert ElboConfig(masking="uniform", weighting="elbo").weighting == "elbo"
 
 
 @pytest.mark.parametrize(
-    ("bound", "draws", "message"),
+    ("elbo", "draws", "message"),
     [
         ({"masking": "complement"}, 1, "in threes"), ({"masking": "complement"}, 4, "Take 3"),
         ({"masking": "full"}, 2, "Take 1"), ({"masking": "complement"}, 6, ""),
@@ -524,16 +524,16 @@ def test_hidden_prompts_need_a_policy_that_hides_them():
             raise AssertionError("nothing is built")
 
     with pytest.raises(ValidationError, match="does not say how"):
-        Plain(bound=BoundConfig(masking="full", prompt_masking=0.15))
-    assert BoundConfig(masking="full", prompt_masking=0.15).draws_problem(4) == ""
+        Plain(bound=ElboConfig(masking="full", prompt_masking=0.15))
+    assert ElboConfig(masking="full", prompt_masking=0.15).draws_problem(4) == ""
 
 
 def test_check_names_the_line_of_the_draws():
-    more = ["policy.bound.masking=complement", "objective.grpo.view=bound", "train.draws=2"]
+    more = ["policy.elbo.masking=complement", "objective.grpo.view=bound", "train.draws=2"]
     registry = Registry.discover()
     found = [str(p) for p in find_problems(load_recipe("digits/masked", more, registry))]
     assert len(found) == 1
     assert "train.draws" in found[0] and "in threes" in found[0]
     assert find_problems(load_recipe("digits/masked", [*more, "train.draws=3"], registry)) == []
-    steps = ["policy.bound.masking=complement", "train.draws=2"]
+    steps = ["policy.elbo.masking=complement", "train.draws=2"]
     assert find_problems(load_recipe("digits/masked", steps, registry)) == []

@@ -62,7 +62,7 @@ def expected_bound(policy) -> torch.Tensor:
         for places in itertools.combinations(range(N), count):
             masked = torch.zeros_like(SAMPLES, dtype=torch.bool)
             masked[:, list(places)] = True
-            found = policy.bound(final, cond, {"masked": masked}).log_probs
+            found = policy.elbo(final, cond, {"masked": masked}).log_probs
             assert found.shape == (len(SAMPLES), 1)
             total += probability / math.comb(N, count) * found.detach().squeeze(1)
     return total
@@ -99,7 +99,7 @@ def test_mean_weighting_under_cosine_masking_is_not_the_bound(make_policy):
 @pytest.mark.parametrize("masking", ["uniform", "cosine"])
 @pytest.mark.parametrize("tokens", [3, 16])
 def test_level_weights_are_the_inverse_of_the_level_probabilities(make_policy, masking, tokens):
-    bound = make_policy(masking=masking, weighting="elbo").config.bound
+    bound = make_policy(masking=masking, weighting="elbo").config.elbo
     counts = torch.arange(1, tokens + 1)
     grid = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000
     drawn = (tokens * (grid if masking == "uniform" else (math.pi / 2 * grid).cos())).ceil().long()
@@ -145,14 +145,14 @@ def test_matching_error_is_the_mean_cross_entropy_of_the_masked(make_policy):
     policy = make_policy(codebook_size=2)
     masked = torch.tensor([[True, False, True], [False, True, False]])
     final, cond = {"tokens": SAMPLES[[5, 3]]}, {"prompt": torch.tensor([1, 2])}
-    matching = policy.matching(final, cond, {"masked": masked})
+    denoising = policy.denoising(final, cond, {"masked": masked})
     table = policy.network.logits
     first = table[1, 2 + 3 * 0 + 9 * 2].log_softmax(-1)
     second = table[2, 0 + 3 * 2 + 9 * 1].log_softmax(-1)
-    assert matching.prediction.shape == (2, N, 2)
+    assert denoising.prediction.shape == (2, N, 2)
     expected = torch.stack([-(first[0, 1] + first[2, 1]) / 2, -second[1, 1]])
-    torch.testing.assert_close(matching.error(matching.prediction), expected)
-    bound = policy.bound(final, cond, {"masked": masked}).log_probs
+    torch.testing.assert_close(denoising.error(denoising.prediction), expected)
+    bound = policy.elbo(final, cond, {"masked": masked}).log_probs
     torch.testing.assert_close(bound, -N * expected.unsqueeze(1))
     gradient = torch.autograd.grad(bound.sum(), table)[0]
     assert gradient[:, 0].abs().max() == 0
@@ -172,8 +172,8 @@ def test_logits_in_half_precision_are_normalised_in_float32(make_policy):
     canvas = torch.full_like(SAMPLES, MASK)
     half = policy.logits(canvas, cond).detach().bfloat16()
     policy.logits = lambda canvas, cond: half
-    found = policy.bound(final, cond, {"masked": masked}).log_probs
+    found = policy.elbo(final, cond, {"masked": masked}).log_probs
     exact = half.double().log_softmax(-1).gather(-1, SAMPLES.unsqueeze(-1)).sum((1, 2))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.squeeze(1).double(), exact, rtol=1e-6, atol=0)
-    assert policy.matching(final, cond, {"masked": masked}).prediction.dtype == torch.float32
+    assert policy.denoising(final, cond, {"masked": masked}).prediction.dtype == torch.float32

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from genrl_core import Plan, Prompt
-from genrl_masked import BoundConfig, remasked
+from genrl_masked import ElboConfig, remasked
 
 
 def masks(update: int, updates: int, num_tokens: int = 1024) -> torch.Tensor:
     plan = Plan(3, 0, 0, (Prompt("a", "a"),), torch.zeros(4, dtype=torch.long), torch.arange(4))
-    bound = BoundConfig(masking="rising", granularity="token")
-    streams = plan.streams(f"bound/{update}").joined(plan.streams("bound"))
+    bound = ElboConfig(masking="rising", granularity="token")
+    streams = plan.streams(f"bound/{update}").joined(plan.streams("elbo"))
     return remasked(bound, streams, 1, num_tokens, update, updates)["masked"]
 
 

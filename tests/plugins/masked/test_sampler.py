@@ -25,7 +25,7 @@ SETTINGS = {
 
 def rows_of(trajectory):
     """All rows (k, b), calls and samples mixed in one shuffled batch."""
-    calls, samples = trajectory.terms.calls, len(trajectory)
+    calls, samples = trajectory.terms.num_evals, len(trajectory)
     order = torch.randperm(calls * samples, generator=torch.Generator().manual_seed(0))
     return order // samples, order % samples
 
@@ -36,7 +36,7 @@ def rescored(sampler, policy, trajectory, want=LOG_PROBS, others=None):
     scored = sampler.score(policy, trajectory, k, b, want, others or {}).named()
     terms, found = trajectory.terms, {}
     for name, values in scored.items():
-        matrix = values.new_zeros(terms.calls, len(trajectory), values.shape[1])
+        matrix = values.new_zeros(terms.num_evals, len(trajectory), values.shape[1])
         found[name] = matrix.index_put((k, b), values).transpose(1, 2).flatten(0, 1)
     return found
 
@@ -351,9 +351,9 @@ def test_guidance_costs_nothing_when_off_and_one_call_when_on(
 ):
     policy, plan = make_policy(), make_plan(3)
     for scale in (1.0, 3.0):
-        policy.calls = 0
+        policy.num_evals = 0
         draw(make_sampler(4, guidance_scale=scale), policy, plan)
-        assert policy.calls == 4
+        assert policy.num_evals == 4
 
 
 def test_guided_logits_extrapolate_from_the_empty_prompt(make_policy):
@@ -448,11 +448,11 @@ def test_kl_of_a_token_is_that_of_its_position(
     sampler = make_sampler(2, transition="p2", granularity="token")
     trajectory = draw(sampler, policy, make_plan(5))
     want = frozenset({"kl_reference", "entropy"})
-    slots = {"reference": reference(policy)}
-    found = rescored(sampler, policy, trajectory, want, slots)
+    weight_sets = {"reference": reference(policy)}
+    found = rescored(sampler, policy, trajectory, want, weight_sets)
     assert sampler.counts(3) == (1, 2)
     mine = policy.network.logits[1, -1].log_softmax(-1)
-    with slots["reference"]():
+    with weight_sets["reference"]():
         theirs = policy.network.logits[1, -1].log_softmax(-1)
     position = (trajectory.trace["commit_step"] == 0).int().argmax(1)
     expected = (mine.exp() * (mine - theirs)).sum(-1)[position]

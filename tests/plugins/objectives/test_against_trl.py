@@ -47,7 +47,8 @@ def batch_of(x: dict[str, Tensor], leaf: Tensor) -> Batch:
     ones = torch.ones_like(x["old"].T)
     samples = len(x["old"])
     return Batch(
-        log_probs=leaf.T, old=x["old"].T, reference=x["reference"].T, mask=mask, population=mask,
+        log_probs=leaf.T, old_log_probs=x["old"].T, reference=x["reference"].T, mask=mask,
+        denominator_mask=mask,
         events=ones.long(), step=torch.arange(len(mask)).unsqueeze(1).expand_as(mask), weight=ones,
         scale=ones, advantage=x["advantage"].expand_as(ones), reward=x["advantage"],
         group=torch.zeros(samples, dtype=torch.int64), valid=torch.ones(samples).bool(),

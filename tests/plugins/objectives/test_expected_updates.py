@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genrl_core import Batch, Objective, ObjectiveConfig, Policy, Sampler, Trajectory
 from genrl_core.loop.settings import AdvantageConfig
-from genrl_core.loop.weights import Slots
+from genrl_core.loop.weights import WeightSets
 from genrl_core.testing import ToyReward, every_trajectory, expected_update, toys
 
 Make = Callable[..., ObjectiveConfig]
@@ -43,11 +43,11 @@ def core_tests() -> Any:
 exact_gradient = core_tests().exact_gradient
 
 
-def with_slots(policy: Policy) -> Slots:
-    slots = Slots(policy)
-    for name in ("reference", "old"):
-        slots.freeze(name)
-    return slots
+def with_slots(policy: Policy) -> WeightSets:
+    weight_sets = WeightSets(policy)
+    for name in ("reference", "lagging"):
+        weight_sets.snapshot(name)
+    return weight_sets
 
 
 class PerGroup(Objective):
@@ -101,7 +101,7 @@ def mean_of_groups(
     chance = drawn[1][members].prod(1)
     return expected_update(
         policy, sampler, {"it": (1.0, PerGroup(objective, chance))}, group_size=2,
-        advantage=advantage, slots=with_slots(policy), drawn=drawn,
+        advantage=advantage, weight_sets=with_slots(policy), drawn=drawn,
     )["table"]  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def test_surrogates_follow_the_expected_reward(proposed: Make, name: str, index:
     policy, sampler = toys()[index]
     found = expected_update(
         policy, sampler, {name: (1.0, proposed(name).build())}, group_size=2, advantage=CENTRED,
-        slots=with_slots(policy), nodes=5,
+        weight_sets=with_slots(policy), nodes=5,
     )["table"]  # fmt: skip
     assert cosine(found, exact_gradient(policy, sampler)) > 1 - 1e-9
 
@@ -128,7 +128,8 @@ def test_presets_with_their_own_advantages_rise(proposed: Make, name: str) -> No
     policy, sampler = toys()[0]
     config = proposed(name)
     found = expected_update(
-        policy, sampler, {name: (1.0, config.build())}, group_size=2, slots=with_slots(policy),
+        policy, sampler, {name: (1.0, config.build())}, group_size=2,
+        weight_sets=with_slots(policy),
         advantage=AdvantageConfig.model_validate(config.advantage_defaults),
     )["table"]  # fmt: skip
     assert cosine(found, exact_gradient(policy, sampler)) > 0.85
@@ -176,7 +177,7 @@ def test_values_follow_the_rewards_that_their_states_lead_to(proposed: Make, ind
 def test_bounds_follow_the_expected_reward(proposed: Make, name: str, index: int) -> None:
     """On the sequence toy the bound is the likelihood, on the canvas one draw of a bound."""
     policy, sampler = toys()[index]
-    objective = proposed(name, view="bound").build()
+    objective = proposed(name, view="elbo").build()
     found = mean_of_groups(policy, sampler, objective)
     likeness = cosine(found, exact_gradient(policy, sampler))
     on_policy = index == 0 and name in ("awm", "dgpo", "grpo", "gspo")
@@ -200,7 +201,7 @@ def test_pairs_on_gaussian_steps(proposed: Make) -> None:
         assert cosine(found, exact_gradient(policy, sampler)) > 0.5
 
 
-@pytest.mark.parametrize("partner", ["old", "reference"])
+@pytest.mark.parametrize("partner", ["lagging", "reference"])
 def test_nft_follows_the_expected_reward(proposed: Make, partner: str) -> None:
     policy, sampler = toys()[1]
     found = mean_of_groups(policy, sampler, proposed("nft", partner=partner).build())
@@ -214,11 +215,11 @@ def weighted_error(policy: Policy, sampler: Sampler, view: str, factor: Tensor) 
         needs = frozenset[str]()
 
         def __init__(self) -> None:
-            self.view = "matching" if view == "matching" else "bound"
-            self.mixtures = ({"current": 1.0},) if view == "matching" else ()
+            self.view = "denoising" if view == "denoising" else "elbo"
+            self.mixtures = ({"current": 1.0},) if view == "denoising" else ()
 
         def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            error = batch.errors[0] if view == "matching" else -batch.log_probs
+            error = batch.errors[0] if view == "denoising" else -batch.log_probs
             return batch.reduce(factor * error, "sample_mean"), {}
 
     return expected_update(
@@ -242,10 +243,10 @@ def test_nft_at_the_old_weights(proposed: Make, beta: float, index: int) -> None
     objective = proposed("nft", beta=beta, partner="reference", advantage_clip=2.0).build()
     found = expected_update(
         policy, sampler, {"nft": (1.0, objective)}, group_size=2, advantage=CENTRED,
-        slots=with_slots(policy), drawn=finished(policy),
+        weight_sets=with_slots(policy), drawn=finished(policy),
     )["table"]  # fmt: skip
     factor = centred_rewards(policy).clamp(-2, 2)
-    exact = weighted_error(policy, sampler, "matching", factor)
+    exact = weighted_error(policy, sampler, "denoising", factor)
     assert exact.abs().max() > 1e-3
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-10)
 
@@ -257,9 +258,9 @@ def test_awm_at_the_old_weights(proposed: Make, index: int) -> None:
     advantage = AdvantageConfig(baseline="group_mean", scale="none", clip=1.0)
     found = expected_update(
         policy, sampler, {"awm": (1.0, proposed("awm", epsilon=0.01).build())}, group_size=2,
-        advantage=advantage, slots=with_slots(policy), drawn=finished(policy),
+        advantage=advantage, weight_sets=with_slots(policy), drawn=finished(policy),
     )["table"]  # fmt: skip
-    exact = weighted_error(policy, sampler, "bound", centred_rewards(policy).clamp(-1, 1))
+    exact = weighted_error(policy, sampler, "elbo", centred_rewards(policy).clamp(-1, 1))
     assert exact.abs().max() > 1e-3
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-10)
 
@@ -271,7 +272,7 @@ def test_sft_is_the_gradient_of_the_bound(proposed: Make) -> None:
             drawn=finished(policy),
         )["table"]  # fmt: skip
         ones = torch.ones(len(finished(policy)[1]) ** 2 * 2, dtype=torch.float64)
-        exact = weighted_error(policy, sampler, "bound", ones)
+        exact = weighted_error(policy, sampler, "elbo", ones)
         torch.testing.assert_close(found, exact, rtol=0, atol=1e-10)
 
 
@@ -293,14 +294,14 @@ def test_entropy_of_the_sequence_by_hand(proposed: Make) -> None:
 def test_kl_by_hand(proposed: Make, estimator: str) -> None:
     """Sequence toy: the sum of the KLs of the steps, weighted by how often they are reached."""
     policy, sampler = toys()[0]
-    slots = with_slots(policy)
-    with slots.active("reference"), torch.no_grad():
+    weight_sets = with_slots(policy)
+    with weight_sets.using("reference"), torch.no_grad():
         policy.network.table.add_(torch.arange(12, dtype=torch.float64).cos().view(4, 3))
         other = policy.network.table.log_softmax(-1)
     objective = proposed("kl", estimator=estimator, reduce="sum").build()
     objective.view = "steps"
     found = expected_update(
-        policy, sampler, {"kl": (1.0, objective)}, advantage=ALONE, slots=slots
+        policy, sampler, {"kl": (1.0, objective)}, advantage=ALONE, weight_sets=weight_sets
     )["table"]  # fmt: skip
     log_p = policy.network.table.log_softmax(-1)
     kl = (log_p.exp() * (log_p - other)).sum(-1)

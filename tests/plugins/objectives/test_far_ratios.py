@@ -25,8 +25,10 @@ def batch(gap: float, advantage: float, dtype: torch.dtype = torch.float32) -> B
     one = torch.ones(1, 2, dtype=dtype)
     new = torch.tensor([[gap, 0.0]], dtype=dtype)
     return Batch(
-        log_probs=new, old=0 * one, reference=0 * one, kl_old=one, value=0 * one, old_value=0 * one,
-        events=one.long(), step=0 * one.long(), mask=one.bool(), population=one.bool(), weight=one,
+        log_probs=new, old_log_probs=0 * one, reference=0 * one, kl_behavior=one, value=0 * one,
+        old_value=0 * one,
+        events=one.long(), step=0 * one.long(), mask=one.bool(), denominator_mask=one.bool(),
+        weight=one,
         scale=one, duration=one, advantage=torch.tensor([[advantage, 1.0]], dtype=dtype),
         reward=torch.tensor([advantage, 1.0], dtype=dtype), group=torch.zeros(2).long(),
         valid=torch.ones(2).bool(),

@@ -1,4 +1,4 @@
-"""NFT's pull to the reference, made of matching errors alone, against its closed forms."""
+"""NFT's pull to the reference, made of denoising errors alone, against its closed forms."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from genrl_core import Batch, ObjectiveConfig, Plan, Policy, Prompt, Tensors
-from genrl_core.interfaces.records import Terms, Trajectory, take
-from genrl_core.loop.views import MatchingView
-from genrl_core.loop.weights import Slots
+from genrl_core.interfaces.records import Terms, Trajectory, select_rows
+from genrl_core.loop.views import DenoisingView
+from genrl_core.loop.weights import WeightSets
 from genrl_core.registry import Registry
 
 Make = Callable[..., ObjectiveConfig]
@@ -26,17 +26,17 @@ def shift(policy: Policy, seed: int, size: float) -> None:
             parameter.add_(size * drawn)
 
 
-def digits(paradigm: str) -> tuple[Policy, Slots]:
+def digits(paradigm: str) -> tuple[Policy, WeightSets]:
     """A digit policy in float64; the reference and, apart from it, the old weights are near."""
     policy = Registry.discover().policies[f"digits_{paradigm}"]().build()
     policy.network.double()
     shift(policy, 4, 0.1)
-    slots = Slots(policy)
-    for seed, slot in enumerate(("reference", "old")):
-        slots.freeze(slot)
-        with slots.active(slot):
+    weight_sets = WeightSets(policy)
+    for seed, slot in enumerate(("reference", "lagging")):
+        weight_sets.snapshot(slot)
+        with weight_sets.using(slot):
             shift(policy, seed, 0.05)
-    return policy, slots
+    return policy, weight_sets
 
 
 def finished(paradigm: str) -> Tensors:
@@ -53,7 +53,7 @@ def drawn(paradigm: str, policy: Policy) -> tuple[Trajectory, Tensors]:
     rows = torch.arange(COUNT)
     prompts = tuple(Prompt(str(i), "a handwritten three") for i in range(2))
     plan = Plan(0, 0, 0, prompts, rows % 2, rows)
-    cond = take(policy.encode(prompts), rows % 2)
+    cond = select_rows(policy.encode(prompts), rows % 2)
     final = finished(paradigm)
     corruption = policy.corrupt(final, plan.streams("corrupt"), 1, 0, 1)
     return Trajectory(cond, {}, final, Terms.empty(COUNT)), corruption
@@ -75,38 +75,38 @@ def batch_of(errors: dict[str, Tensor]) -> Batch:
     advantage = torch.linspace(-2, 3, COUNT, dtype=torch.float64).unsqueeze(0)
     return Batch(
         log_probs=ones, events=ones.long(), step=ones.long(), mask=ones.bool(),
-        population=ones.bool(), weight=ones, scale=ones, advantage=advantage, reward=ones[0],
+        denominator_mask=ones.bool(), weight=ones, scale=ones, advantage=advantage, reward=ones[0],
         group=torch.zeros(COUNT, dtype=torch.int64), valid=ones[0].bool(),
         errors=tuple(error.T for error in errors.values()),
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("partner", ["old", "reference"])
+@pytest.mark.parametrize("partner", ["lagging", "reference"])
 @pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_the_pull_is_a_distance_to_the_reference(
     proposed: Make, paradigm: str, partner: str
 ) -> None:
     """Its value by sample, and its gradient as the difference that it makes to the loss."""
-    policy, slots = digits(paradigm)
+    policy, weight_sets = digits(paradigm)
     trajectory, corruption = drawn(paradigm, policy)
-    others = {name: partial(slots.active, name) for name in ("reference", "old")}
+    others = {name: partial(weight_sets.using, name) for name in ("reference", "lagging")}
     rows = torch.arange(COUNT)
 
     def loss(pull: float) -> tuple[Tensor, dict[str, Tensor]]:
         objective = proposed("nft", pull=pull, partner=partner).build()
-        view = MatchingView(policy, trajectory, corruption, 1, objective.mixtures, others)
+        view = DenoisingView(policy, trajectory, corruption, 1, objective.mixtures, others)
         return objective.loss(batch_of(view.evaluate(torch.zeros_like(rows), rows)))
 
     picked = {name: tensor[0] for name, tensor in corruption.items()}
-    with slots.active("reference"), torch.no_grad():
-        reference = policy.matching(trajectory.final, trajectory.cond, picked).prediction
-    current = policy.matching(trajectory.final, trajectory.cond, picked).prediction
+    with weight_sets.using("reference"), torch.no_grad():
+        reference = policy.denoising(trajectory.final, trajectory.cond, picked).prediction
+    current = policy.denoising(trajectory.final, trajectory.cond, picked).prediction
     exact = distance(paradigm, current, reference, corruption)
     pulled, metrics = loss(0.7)
     torch.testing.assert_close(metrics["pull"][0], exact, rtol=0, atol=1e-10)
     assert (metrics["pull"] > 1e-4).all()
 
-    weights = list(slots.trainable.values())
+    weights = list(weight_sets.trainable.values())
     ours = torch.autograd.grad(pulled - loss(0.0)[0], weights)
     wanted = torch.autograd.grad(0.7 * exact.mean(), weights)
     assert max(float(one.abs().max()) for one in wanted) > 1e-3
@@ -115,7 +115,7 @@ def test_the_pull_is_a_distance_to_the_reference(
 
 
 def test_without_a_pull_no_reference_is_asked_for(proposed: Make) -> None:
-    slots = {slot for mix in proposed("nft", pull=0.0).build().mixtures for slot in mix}
-    assert slots == {"current", "old"}
-    slots = {slot for mix in proposed("nft").build().mixtures for slot in mix}
-    assert slots == {"current", "old", "reference"}
+    weight_sets = {slot for mix in proposed("nft", pull=0.0).build().mixtures for slot in mix}
+    assert weight_sets == {"current", "lagging"}
+    weight_sets = {slot for mix in proposed("nft").build().mixtures for slot in mix}
+    assert weight_sets == {"current", "lagging", "reference"}

@@ -30,7 +30,7 @@ def batch(**fields: Any) -> Batch:
     ones = torch.ones(2, 4, dtype=torch.float64)
     reward = torch.tensor([1.0, 3.0, 2.0, 2.0], dtype=torch.float64)
     known: dict[str, Any] = {
-        "log_probs": -ones, "old": -ones, "reference": -ones, "events": ones.long(),
+        "log_probs": -ones, "old_log_probs": -ones, "reference": -ones, "events": ones.long(),
         "step": torch.arange(2).unsqueeze(1).expand(2, 4), "mask": ones.bool(),
         "population": ones.bool(), "weight": ones, "scale": ones, "advantage": ones * reward,
         "reward": reward, "group": torch.tensor([0, 0, 1, 1]), "valid": torch.ones(4).bool(),
@@ -68,7 +68,7 @@ def test_what_a_ratio_means_is_not_guessed(name: str) -> None:
         ("dpo", {"loss_type": "exo_pair"}, "needs label_smoothing"),
         ("dpo", {"label_smoothing": 0.1}, "means nothing to loss_type: sigmoid"),
         ("gmpo", {"epsilon": 0.4, "level": "sequence"}, "Input should be 'term'"),
-        ("flow_dppo", {"threshold": 0.1, "view": "bound"}, "Input should be 'steps'"),
+        ("flow_dppo", {"threshold": 0.1, "view": "elbo"}, "Input should be 'steps'"),
         ("dgpo", {"clip": 0.1}, "Extra inputs"),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_recipe_takes_the_preset_s_advantage_and_filter() -> None:
     registry = Registry.discover()
     tree: dict[str, Any] = {"extends": "digits/mask_grpo", "advantage": None, "filter": None}
     dapo = load_recipe(tree | {"objective": {"grpo": None, "dapo": {"epsilon": 0.2}}}, [], registry)
-    assert (dapo.filter.min_spread, dapo.filter.then) == (0.0, "resample")
+    assert (dapo.filter.min_std, dapo.filter.then) == (0.0, "resample")
     rloo = load_recipe(tree | {"objective": {"grpo": None, "rloo": {"epsilon": 0.2}}}, [], registry)
     assert (rloo.advantage.baseline, rloo.advantage.scale) == ("leave_one_out", "none")
 
@@ -104,7 +104,7 @@ def test_two_sided_clip_by_hand() -> None:
 
 
 def test_cispo_never_loses_a_gradient_where_grpo_does(proposed: Make) -> None:
-    moved = batch(old=torch.full((2, 4), -3.0, dtype=torch.float64))
+    moved = batch(old_log_probs=torch.full((2, 4), -3.0, dtype=torch.float64))
     assert gradient(proposed("grpo", epsilon=0.2).build(), moved).abs().max() == 0
     found = gradient(proposed("cispo", epsilon_high=1.5).build(), moved)
     torch.testing.assert_close(found, -1.5 * moved.advantage / 8)
@@ -122,7 +122,7 @@ def test_sapo_gate_halves_with_distance() -> None:
 def test_gmpo_clips_before_the_mean(proposed: Make) -> None:
     """d = (1, -1): the clip at .4 takes the first for A > 0, so that the mean is -.3."""
     old = torch.tensor([[-2.0] * 4, [0.0] * 4], dtype=torch.float64)
-    found, _ = proposed("gmpo", epsilon=0.4).build().loss(batch(old=old))
+    found, _ = proposed("gmpo", epsilon=0.4).build().loss(batch(old_log_probs=old))
     assert float(found) == pytest.approx(-2.0 * float(torch.tensor(-0.3).exp()))
 
 
@@ -130,7 +130,12 @@ def test_guard_centres_and_scales(proposed: Make) -> None:
     """d = -.1, KL .3 and scale .5 give exp(.1); steps of a quarter and a half weigh 4 and 2."""
     kl, scale = torch.full((2, 4), 0.3).double(), torch.full((2, 4), 0.5).double()
     duration = torch.tensor([[0.25] * 4, [0.5] * 4], dtype=torch.float64)
-    moved = batch(old=torch.full((2, 4), -0.9).double(), kl_old=kl, scale=scale, duration=duration)
+    moved = batch(
+        old_log_probs=torch.full((2, 4), -0.9).double(),
+        kl_behavior=kl,
+        scale=scale,
+        duration=duration,
+    )
     ratio = float(torch.tensor(0.1, dtype=torch.float64).exp())
     found, _ = proposed("grpo_guard", epsilon=0.9).build().loss(moved)
     assert float(found) == pytest.approx(-2.0 * ratio * (4 + 2) / 2)
@@ -144,7 +149,12 @@ def test_guard_is_finite_where_padding_has_no_duration(proposed: Make) -> None:
     mask, duration = ones.bool(), ones.clone()
     mask[1], duration[1] = False, 0.0
     moved = batch(
-        mask=mask, population=mask, kl_old=0 * ones, duration=duration, old=-ones, log_probs=-ones
+        mask=mask,
+        denominator_mask=mask,
+        kl_behavior=0 * ones,
+        duration=duration,
+        old_log_probs=-ones,
+        log_probs=-ones,
     )
     found = gradient(proposed("grpo_guard", epsilon=0.9).build(), moved)
     torch.testing.assert_close(found[0], -moved.advantage[0] / 4)
@@ -155,7 +165,7 @@ def test_flow_dppo_stops_only_what_leaves(proposed: Make) -> None:
     kl = torch.tensor([[0.0, 1.0, 1.0, 1.0]] * 2, dtype=torch.float64)
     advantage = torch.tensor([[1.0, 1.0, -1.0, -1.0]] * 2, dtype=torch.float64)
     old = torch.tensor([[-1.5, -1.5, -1.5, -0.5]] * 2, dtype=torch.float64)
-    moved = batch(kl_old=kl, advantage=advantage, old=old)
+    moved = batch(kl_behavior=kl, advantage=advantage, old_log_probs=old)
     found = gradient(proposed("flow_dppo", threshold=0.5).build(), moved)
     assert (found != 0).tolist() == [[True, False, True, False]] * 2
 
@@ -169,7 +179,7 @@ def test_ppo_loss_by_hand(proposed: Make) -> None:
     column = {"mask": torch.ones(2, 1).bool(), "population": torch.ones(2, 1).bool()}
     moved = batch(
         **column, log_probs=torch.tensor([[-1.0], [-1.0]]).double(), reward=torch.tensor([2.0]),
-        old=torch.tensor([[-1.5], [-1.0]]).double(), events=torch.ones(2, 1).long(),
+        old_log_probs=torch.tensor([[-1.5], [-1.0]]).double(), events=torch.ones(2, 1).long(),
         old_value=torch.tensor([[0.5], [2.5]]).double(), step=torch.tensor([[0], [1]]),
         value=torch.tensor([[1.0], [3.0]]).double(), weight=torch.ones(2, 1).double(),
         group=torch.tensor([0]), valid=torch.tensor([True]), advantage=torch.zeros(2, 1).double(),
@@ -254,8 +264,9 @@ def test_d3po_clips_the_ratio_that_it_compares(
     one = torch.ones(1, 2, dtype=torch.float64)
     gap = torch.tensor([gaps], dtype=torch.float64)
     pair = batch(
-        log_probs=gap, old=0 * one, reference=0 * one, events=64 * one.long(), step=0 * one.long(),
-        mask=one.bool(), population=one.bool(), weight=one, scale=one, advantage=one,
+        log_probs=gap, old_log_probs=0 * one, reference=0 * one, events=64 * one.long(),
+        step=0 * one.long(),
+        mask=one.bool(), denominator_mask=one.bool(), weight=one, scale=one, advantage=one,
         reward=torch.tensor([1.0, 0.0]), group=torch.zeros(2).long(), valid=torch.ones(2).bool(),
     )  # fmt: skip
     objective = proposed("dpo", beta=0.5, level="term", over=over, ratio_clip=0.1).build()
@@ -291,7 +302,7 @@ def test_a_bound_in_pieces_is_preferred_like_one_in_one(proposed: Make, combined
     present = torch.rand(2, 3, 4, generator=generator) < 0.6
     parts = torch.randn(2, 3, 4, generator=generator).double() * present
     other = torch.randn(2, 3, 4, generator=generator).double() * present
-    whole = {"view": "bound", "beta": 0.7, "level": "sequence"}
+    whole = {"view": "elbo", "beta": 0.7, "level": "sequence"}
     one = torch.ones(2, 4, dtype=torch.float64)
     expected, _ = (
         proposed("dpo", **whole)
@@ -316,7 +327,7 @@ def test_a_bound_in_pieces_is_preferred_like_one_in_one(proposed: Make, combined
                 reference=reference,
                 step=step,
                 mask=there,
-                population=there,
+                denominator_mask=there,
                 events=there.long(),
                 weight=torch.ones_like(log_probs),
             )

@@ -16,11 +16,11 @@ from genrl_core import (
     Policy,
     Prompt,
     RecipeError,
-    Replay,
     Reward,
     RewardError,
+    SamplerBackprop,
     load_recipe,
-    take,
+    select_rows,
 )
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.reward_view import RewardView, replayed
@@ -65,11 +65,11 @@ def test_loss_is_minus_the_reward_or_what_is_missing_to_the_margin(margin: float
 
 
 def test_fields_become_a_replay() -> None:
-    assert RewardGradientConfig().build().replay == Replay(1)
+    assert RewardGradientConfig().build().backprop == SamplerBackprop(1)
     alignprop = RewardGradientConfig(steps=50, random_steps=True)
-    assert alignprop.build().replay == Replay(50, random_steps=True)
+    assert alignprop.build().backprop == SamplerBackprop(50, random_steps=True)
     refl = RewardGradientConfig(stop="random", stop_range=[30, 40], margin=2.0)
-    assert refl.build().replay == Replay(1, stop=(30, 40))
+    assert refl.build().backprop == SamplerBackprop(1, stop=(30, 40))
 
 
 @pytest.mark.parametrize(
@@ -161,15 +161,15 @@ SAMPLERS: dict[str, Any] = {
 }
 
 
-def view_of(policy: Policy, config: Any, replay: Replay) -> RewardView:
+def view_of(policy: Policy, config: Any, backprop: SamplerBackprop) -> RewardView:
     plan = plan_of(0, 0, 0, [prompt(3), prompt(7)], 3)
     prompts = policy.encode(plan.prompts)
     sampler = config.build()
     with torch.no_grad():
-        trajectory = sampler.rollout(policy, take(prompts, plan.group), plan)
+        trajectory = sampler.rollout(policy, select_rows(prompts, plan.group), plan)
     reward: dict[str, tuple[float, Reward]] = {"digits": (2.0, DigitClassifierConfig().build())}
     given = {"digits": torch.ones(6, dtype=torch.bool)}
-    steps, stop = replayed(replay, plan.streams("replay/0"))
+    steps, stop = replayed(backprop, plan.streams("replay/0"))
     return RewardView(policy, sampler, trajectory, (plan,), reward, given, steps, stop)
 
 
@@ -184,7 +184,7 @@ def test_gradient_through_the_whole_sampler(
     policy: Policy, name: str, stop: tuple[int, int] | None
 ) -> None:
     """With a graph in every step: the difference quotient along a random direction of weights."""
-    view = view_of(policy, SAMPLERS[name], Replay(steps=4, stop=stop))
+    view = view_of(policy, SAMPLERS[name], SamplerBackprop(steps=4, stop=stop))
     parameters = list(policy.network.parameters())
     slopes = torch.autograd.grad(judged(view).sum(), parameters, allow_unused=True)
     generator = torch.Generator().manual_seed(2)
@@ -210,7 +210,7 @@ def test_the_first_pass_and_the_second_agree(policy: Policy) -> None:
     from dataclasses import replace
 
     for config in SAMPLERS.values():
-        view = view_of(policy, config, Replay(2, random_steps=True))
+        view = view_of(policy, config, SamplerBackprop(2, random_steps=True))
         graph = judged(view)
         with torch.no_grad():
             plain, recorded = judged(view), judged(replace(view, again=False))
@@ -231,14 +231,14 @@ def test_the_digits_recipes_repeat_their_samples(name: str) -> None:
     assert len((RECIPES / f"{name}.yaml").read_text().splitlines()) <= 25
     recipe = load_recipe(f"digits/{name}", ["policy.weights=null", "train.num_prompts=4"])
     trainer = Trainer(recipe)
-    before = [p.detach().clone() for p in trainer.slots.trainable.values()]
+    before = [p.detach().clone() for p in trainer.weight_sets.trainable.values()]
     for _ in range(2):
         record = trainer.step()
         assert record.problem is None
         assert record.metrics["drift"] < 1e-5
         assert record.metrics["grad_norm"] > 0
     assert name == "refl" or record.metrics["reward_gap"] < 0.05
-    after = list(trainer.slots.trainable.values())
+    after = list(trainer.weight_sets.trainable.values())
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 

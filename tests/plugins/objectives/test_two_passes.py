@@ -20,7 +20,7 @@ SEQUENCE, CANVAS, GAUSSIAN = range(3)
 # name -> (toy, preset, fields); what differs from preset to preset in code, on every view.
 CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "gspo": (CANVAS, "gspo", {"epsilon": 0.05}),
-    "gspo_bound": (CANVAS, "gspo", {"epsilon": 0.05, "view": "bound"}),
+    "gspo_bound": (CANVAS, "gspo", {"epsilon": 0.05, "view": "elbo"}),
     "gmpo": (CANVAS, "gmpo", {}),
     "rloo": (CANVAS, "rloo", {"epsilon": 0.2}),
     "cispo_sequence": (CANVAS, "cispo", {"level": "sequence", "epsilon_high": 1.2}),
@@ -30,8 +30,8 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "dpo_exo": (GAUSSIAN, "dpo", {"loss_type": "exo_pair", "label_smoothing": 0.1}),
     "dpo_term": (GAUSSIAN, "dpo", {"level": "term", "loss_type": "sppo_hard"}),
     "dpo_clipped": (CANVAS, "dpo", {"level": "term", "ratio_clip": 0.3}),
-    "dpo_bound": (CANVAS, "dpo", {"view": "bound"}),
-    "dpo_bound_term": (CANVAS, "dpo", {"view": "bound", "level": "term"}),
+    "dpo_bound": (CANVAS, "dpo", {"view": "elbo"}),
+    "dpo_bound_term": (CANVAS, "dpo", {"view": "elbo", "level": "term"}),
     "dgpo": (CANVAS, "dgpo", {"epsilon": 0.3}),
     "dgpo_steps": (GAUSSIAN, "dgpo", {"view": "steps", "beta": 5.0}),
     "reinforce": (CANVAS, "reinforce", {}),
@@ -77,8 +77,8 @@ def core() -> Any:
 
     def with_old(name: str, **train: object) -> Any:
         learner, rollout = setting(name, **train)
-        modules = learner._slots._modules
-        modules["old"] = modules["reference"]  # no step was taken in between
+        modules = learner._weight_sets._modules
+        modules["lagging"] = modules["reference"]  # no step was taken in between
         return learner, rollout
 
     module.setting = with_old

@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Replay(Sampler):
+class SamplerBackprop(Sampler):
     """Gives the recorded trajectory back, whatever it is asked for, and scores like ``token``."""
 
     def __init__(self, known: Trajectory, scorer: Sampler):
@@ -99,14 +99,14 @@ def ours(folder: Path, rollout: Trajectory, loss: str, prompts: Path) -> dict[st
         "policy": {"use": "causal_lm", "weights": str(folder)},
         "sampler": {"use": "token", "max_new_tokens": LENGTH, "temperature": TEMPERATURE},
         "objective": {loss: {"epsilon": 0.2}}, "prompts": {"file": str(prompts)},
-        "filter": {"min_spread": None, "then": "drop"},
+        "filter": {"min_std": None, "then": "drop"},
         "train": {
             "iterations": 1, "num_prompts": 2, "num_generations": SIZE, "learning_rate": 1.0,
-            "max_grad_norm": None, "rows_per_forward": 3,
+            "max_grad_norm": None, "micro_batch_size": 3,
         },
     })  # fmt: skip
     trainer = Trainer(
-        recipe, sampler=Replay(rollout, scorer()), rewards={"table": Rewards()},
+        recipe, sampler=SamplerBackprop(rollout, scorer()), rewards={"table": Rewards()},
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0),
     )  # fmt: skip
     record = trainer.step()

@@ -23,7 +23,7 @@ class CenteredDistillation(Objective):
     regression target, which here is the section ``advantage``.
     """
 
-    needs = frozenset({"old"})
+    needs = frozenset({"old_log_probs"})
     separable = False
 
     def __init__(self, config: "CenteredDistillationConfig"):
@@ -32,7 +32,7 @@ class CenteredDistillation(Objective):
     def loss(self, batch: Batch) -> "tuple[Tensor, dict[str, Tensor]]":
         from genrl_core.functional import group_mean, log_ratio
 
-        config, old = self.config, batch.need("old")
+        config, old = self.config, batch.need("old_log_probs")
         implied = log_ratio(batch.log_probs, old, batch.events, batch.mask, "sequence", config.over)
         mean = group_mean(implied, batch.group, batch.mask & batch.valid)
         gap = config.beta * (implied - mean) - batch.advantage
@@ -45,11 +45,11 @@ class CenteredDistillationConfig(ObjectiveConfig):
 
     paper = "arXiv 2603.14128"
     on_policy_gradient = True
-    view: Literal["steps", "bound"] = Field("bound", description="steps or bound of a sample")
+    view: Literal["steps", "elbo"] = Field("elbo", description="steps or bound of a sample")
     over: Literal["sum", "mean"] = Field("sum", description="over the events of a sample")
     beta: float = Field(1.0, gt=0, description="advantage per nat at which the regression ends")
 
-    def view_wanted(self) -> Literal["steps", "bound"]:
+    def view_wanted(self) -> Literal["steps", "elbo"]:
         return self.view
 
     def build(self) -> Objective:

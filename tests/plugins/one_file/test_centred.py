@@ -16,7 +16,8 @@ def batch_of(log_probs: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor
     """Two groups of three samples with two terms each."""
     ones = torch.ones_like(log_probs)
     return Batch(
-        log_probs=log_probs, old=old, events=ones.long(), step=ones.long(), mask=ones.bool(),
+        log_probs=log_probs, old_log_probs=old, events=ones.long(), step=ones.long(),
+        mask=ones.bool(),
         population=ones.bool(), weight=ones, scale=ones, advantage=advantage.expand_as(ones),
         reward=advantage, group=torch.tensor([0, 0, 0, 1, 1, 1]), valid=torch.ones(6).bool(),
     )  # fmt: skip
@@ -50,7 +51,7 @@ def test_at_the_old_weights_it_is_reinforce() -> None:
 @pytest.mark.parametrize("index", range(3))
 def test_it_climbs_on_every_toy(index: int) -> None:
     policy, sampler = toys()[index]
-    for view in ("steps", "bound"):
+    for view in ("steps", "elbo"):
         check_objective(CenteredDistillationConfig(view=view), policy, sampler, view)
 
 

@@ -56,7 +56,7 @@ def plan_of(prompts, samples, seed=0):
 def test_size_and_capabilities(policy):
     assert sum(p.numel() for p in policy.network.parameters()) == SIZE
     assert ShapesMaskedConfig().provides() == {
-        Capability.BOUND, Capability.MATCHING, Capability.IMAGE,
+        Capability.ELBO, Capability.DENOISING, Capability.IMAGE,
     }  # fmt: skip
     assert (policy.num_tokens, policy.codebook_size) == (36, 65)
     assert not any(isinstance(m, torch.nn.Dropout) for m in policy.network.modules())
@@ -120,7 +120,7 @@ def test_data_show_what_is_asked_and_decode_to_themselves(policy):
     plan = plan_of([Prompt(f"{i}", p.text) for i, p in enumerate(asked)], 2)
     cond = policy.encode(plan.sample_prompts())
     drawn = ShapesDataConfig().build().rollout(policy, cond, plan)
-    assert drawn.terms.calls == 0
+    assert drawn.terms.num_evals == 0
     media = policy.decode(drawn.final)
     strict = ShapesVerifierConfig(form="strict").build()
     assert all(strict(media, plan.sample_prompts()))
@@ -237,18 +237,18 @@ class Ink(Reward):
 
 def test_mask_grpo_trains_on_this_world_and_is_measured_by_category():
     more = ["policy.weights=null", "train.iterations=2", "train.num_prompts=4"]
-    more += ["filter.min_spread=1e-6", "sampler.num_inference_steps=4"]
+    more += ["filter.min_std=1e-6", "sampler.num_inference_steps=4"]
     more += ["evaluate.num_generations=1", "evaluate.sampler.num_inference_steps=2"]
     recipe = load_recipe("shapes/mask_grpo", [*SMALL, *more])
     assert recipe.train.num_generations == 8
     trainer = Trainer(recipe, rewards={"shapes_verifier": Ink()})
-    before = {n: p.detach().clone() for n, p in trainer.slots.trainable.items()}
+    before = {n: p.detach().clone() for n, p in trainer.weight_sets.trainable.items()}
     for _ in range(2):
         record = trainer.step()
         assert record.problem is None
         assert record.metrics["drift"] < 1e-5
         assert record.metrics["advantage_std"] > 0
-    assert any(not torch.equal(p, before[n]) for n, p in trainer.slots.trainable.items())
+    assert any(not torch.equal(p, before[n]) for n, p in trainer.weight_sets.trainable.items())
     found = trainer.evaluate().metrics
     for measure in ("strict", "judge"):
         assert {measure, *(f"{measure}/{c}" for c in grammar.CATEGORIES)} <= found.keys()

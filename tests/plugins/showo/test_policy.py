@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from genrl_core import Capability, GenRLError, Plan, Prompt, RecipeError, load_recipe, take
+from genrl_core import Capability, GenRLError, Plan, Prompt, RecipeError, load_recipe, select_rows
 from genrl_core.loop.trainer import Trainer
 from genrl_core.testing import check_sampler
 from genrl_masked import ConfidenceConfig, RandomReleaseConfig, guided_logits
@@ -95,7 +95,7 @@ def test_a_rollout_reads_each_prompt_once(build, monkeypatch, guidance_scale):
     reads = count_reads(policy, monkeypatch)
     group = torch.tensor([0, 0, 1, 1, 2, 2])
     plan = Plan(0, 0, 0, tuple(PROMPTS), group, torch.tensor([0, 1] * 3))
-    cond = take(policy.encode(PROMPTS), group)
+    cond = select_rows(policy.encode(PROMPTS), group)
     sampler = ConfidenceConfig(num_inference_steps=5, guidance_scale=guidance_scale).build()
     with torch.no_grad():
         sampler.rollout(policy, cond, plan)
@@ -209,8 +209,8 @@ def test_hidden_prompt_tokens_are_masks_and_the_frame_stays(build):
 
 def test_capabilities():
     config = ShowoConfig()
-    assert config.provides() == {Capability.BOUND, Capability.MATCHING, Capability.IMAGE}
-    assert "no gradient passes" in config.lacks(Capability.DIFFERENTIABLE)
+    assert config.provides() == {Capability.ELBO, Capability.DENOISING, Capability.IMAGE}
+    assert "no gradient passes" in config.why_missing(Capability.DIFFERENTIABLE)
 
 
 BRIGHT = """
@@ -248,7 +248,7 @@ def recipe_for(published, folder, weights="{}", policy="", objective="{grpo: {ep
         prompts: {{file: prompts.txt, evaluate: prompts.txt}}
         train:
           {{iterations: 1, num_prompts: 2, num_generations: 4, learning_rate: 1e-3,
-            num_updates: 2, rows_per_forward: 5}}
+            num_updates: 2, micro_batch_size: 5}}
         run: {{threads: 1, device: cpu}}
     """
     from genrl_core.registry import Registry
@@ -271,7 +271,7 @@ def test_an_iteration_through_the_trainer(published, tmp_path, weights, policy):
     recipe = recipe_for(published, tmp_path, weights, policy, objective)
     trainer = Trainer(recipe)
     lora = "lora" in weights
-    trained = set(trainer.slots.trainable)
+    trained = set(trainer.weight_sets.trainable)
     before = {name: p.detach().clone() for name, p in trainer.policy.network.named_parameters()}
     record = trainer.step()
     assert record.problem is None
@@ -311,20 +311,20 @@ def test_a_prompt_that_showo_reads_in_part_is_named(published, tmp_path):
 
 def test_lora_where_the_recipe_is_silent_adapts_every_layer(build):
     from genrl_core.loop.settings import LoraConfig
-    from genrl_core.loop.weights import Slots
+    from genrl_core.loop.weights import WeightSets
 
-    slots = Slots(build(), LoraConfig(rank=2))
-    kinds = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in slots.trainable}
+    weight_sets = WeightSets(build(), LoraConfig(rank=2))
+    kinds = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in weight_sets.trainable}
     assert kinds == {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}
-    assert len(slots.trainable) == 2 * 6 * 2
+    assert len(weight_sets.trainable) == 2 * 6 * 2
 
 
 def test_an_adapter_on_the_head_is_refused(build):
     """The head's rows are read from its weight, where an adapter would be passed by."""
     from genrl_core.loop.settings import LoraConfig
-    from genrl_core.loop.weights import Slots
+    from genrl_core.loop.weights import WeightSets
 
     policy = build()
-    Slots(policy, LoraConfig(rank=2, target_modules=["lm_head"]))
+    WeightSets(policy, LoraConfig(rank=2, target_modules=["lm_head"]))
     with pytest.raises(RecipeError, match=r"weights.lora.target_modules names lm_head"):
         policy.logits(canvas_of(1), policy.encode(PROMPTS[:1]))

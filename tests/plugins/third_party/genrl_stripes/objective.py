@@ -11,7 +11,7 @@ class Truncated(Objective):
     IMPALA's policy gradient (arXiv 1802.01561, section 4.2) with the recipe's advantage A.
     """
 
-    needs = frozenset({"old"})
+    needs = frozenset({"old_log_probs"})
 
     def __init__(self, ceiling: float) -> None:
         self.ceiling = ceiling
@@ -19,7 +19,7 @@ class Truncated(Objective):
     def loss(self, batch: Batch):
         from genrl_core.functional import bounded_exp, log_ratio
 
-        old = batch.need("old")
+        old = batch.need("old_log_probs")
         ratio = bounded_exp(log_ratio(batch.log_probs, old, batch.events, batch.mask).detach())
         loss = batch.reduce(-ratio.clamp(max=self.ceiling) * batch.advantage * batch.log_probs)
         return loss, {"ratio_mean": ratio, "clip_fraction": (ratio > self.ceiling).to(ratio)}

@@ -1,4 +1,4 @@
-"""Objectives on matching errors: re-noised or re-masked samples, whatever the paradigm."""
+"""Objectives on denoising errors: re-noised or re-masked samples, whatever the paradigm."""
 
 from typing import TYPE_CHECKING
 
@@ -33,12 +33,12 @@ class Nft(Objective):
     distance of the two distributions: never negative, and their KL to second order.
     """
 
-    view = "matching"
+    view = "denoising"
     separable = True
 
     def __init__(self, config: "NftConfig"):
         self._config, beta, other = config, config.beta, config.partner
-        self.draw_with = "old" if other == "old" else "current"
+        self.draw_with = "lagging" if other == "lagging" else "current"
         self.needs = frozenset({"error_weights"} if config.normalize else ())
         self.mixtures = (
             {"current": beta, other: 1 - beta},
