@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from genrl_core.interfaces.objective import Objective, SamplerBackprop, View
     from genrl_core.interfaces.policy import Policy
     from genrl_core.interfaces.records import (
+        KL_FIELDS,
         Denoising,
         Others,
         Plan,
@@ -63,7 +64,8 @@ _HOMES = {
     "Batch": "interfaces.batch", "Media": "interfaces.media", "Prompt": "interfaces.media",
     "Reading": "interfaces.media",
     "Denoising": "interfaces.records", "Others": "interfaces.records",
-    "Plan": "interfaces.records", "Scored": "interfaces.records", "Streams": "interfaces.streams",
+    "Plan": "interfaces.records",
+    "KL_FIELDS": "interfaces.records", "Scored": "interfaces.records", "Streams": "interfaces.streams",
     "Tensors": "interfaces.records", "Terms": "interfaces.records",
     "Trajectory": "interfaces.records", "select_rows": "interfaces.records",
     "lazy_names": "lazy",
@@ -72,6 +74,7 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
+    "KL_FIELDS",
     "MEDIA",
     "NONE",
     "Batch",

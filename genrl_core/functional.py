@@ -396,7 +396,7 @@ def reduce(
         mask: ``[T, B]`` bool, the entries summed. A chunk may narrow it: denominators come from
             ``denominator_mask``, so the parts of a chunked batch add up to the whole.
         weight: ``[T, B]`` importance of each term.
-        population: ``[T, B]`` bool, the entries that the denominators count.
+        denominator_mask: ``[T, B]`` bool, the entries that the denominators count.
         valid: ``[B]`` bool, samples that are not filtered out.
         group: ``[B]`` int64, the group of each sample.
 

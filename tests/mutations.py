@@ -382,7 +382,7 @@ MUTATIONS = (
         "denominators_per_chunk",
         "a chunk divides by its own number of terms and not by the batch's",
         "genrl_core/functional.py",
-        "count = (population & valid).sum(0).to(x.dtype)",
+        "count = (denominator_mask & valid).sum(0).to(x.dtype)",
         "count = (mask & valid).sum(0).to(x.dtype)",
         NUMBERS + "test_parts_of_a_batch_add_up",
     ),

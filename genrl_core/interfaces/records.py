@@ -191,6 +191,10 @@ def _concat_terms(parts: Sequence[Terms]) -> Terms:
     return replace(parts[0], num_evals=calls).with_matrices(joined)
 
 
+KL_FIELDS = {"reference": "kl_reference", "lagging": "kl_behavior"}
+"""Weight set -> the field of ``Scored`` that holds the divergence from it."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """Differentiable numbers of some rows: the leaf of the two-pass gradient; each ``[R, M]``.

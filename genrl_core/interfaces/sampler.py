@@ -11,6 +11,7 @@ from genrl_core.errors import GenRLError
 from genrl_core.interfaces.media import Prompt, Reading
 from genrl_core.interfaces.policy import Policy
 from genrl_core.interfaces.records import (
+    KL_FIELDS,
     Others,
     Plan,
     Scored,
@@ -222,7 +223,7 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
         compared: dict[str, Transition] = {}
         # Other slots run first: none may change between a forward with gradient and its backward.
         for slot in sorted(others):
-            if f"kl_{slot}" in want:
+            if KL_FIELDS[slot] in want:
                 with others[slot](), torch.no_grad():
                     compared[slot] = self.transition(known, state, k, cond)
         transition = self.transition(known, state, k, cond)
@@ -236,7 +237,7 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
         for slot, other in compared.items():
             # A trust region is around the weights that drew, so their distribution comes first.
             toward = other.kl(transition) if slot == "lagging" else transition.kl(other)
-            found[f"kl_{slot}"] = toward
+            found[KL_FIELDS[slot]] = toward
         return Scored(**found)
 
 

@@ -261,7 +261,7 @@ def _batch(rollout: Rollout, advantage: Tensor, ones: Tensor, **own: Any) -> Bat
     zero = torch.zeros_like(ones)
     fields: dict[str, Any] = {
         "log_probs": zero, "events": ones.long(), "step": zero.long(), "mask": ones.bool(),
-        "population": ones.bool(), "weight": ones, "scale": ones,
+        "denominator_mask": ones.bool(), "weight": ones, "scale": ones,
         "advantage": (ones * advantage).to(ones), "reward": rollout.reward.to(ones),
         "group": rollout.group, "valid": rollout.valid,
     }  # fmt: skip

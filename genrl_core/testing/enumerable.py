@@ -24,6 +24,7 @@ from genrl_core.interfaces.configs import PolicyConfig, RewardConfig, SamplerCon
 from genrl_core.interfaces.media import Media, Prompt
 from genrl_core.interfaces.policy import Policy
 from genrl_core.interfaces.records import (
+    KL_FIELDS,
     Denoising,
     Others,
     Plan,
@@ -139,7 +140,7 @@ class ToySequenceSampler(Sampler):
         found: Tensors = {}
         compared = {}
         for slot in others:
-            if f"kl_{slot}" in want:
+            if KL_FIELDS[slot] in want:
                 with others[slot](), torch.no_grad():
                     compared[slot] = policy.log_probs(tokens)[1]
         log_probs, log_p = policy.log_probs(tokens)
@@ -151,7 +152,7 @@ class ToySequenceSampler(Sampler):
             found["value"] = policy.values(tokens)
         for slot, other in compared.items():
             first, second = (other, log_p) if slot == "lagging" else (log_p, other)
-            found[f"kl_{slot}"] = (first.exp() * (first - second)).sum(-1)
+            found[KL_FIELDS[slot]] = (first.exp() * (first - second)).sum(-1)
         return Scored(**found)
 
 

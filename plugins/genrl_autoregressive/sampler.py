@@ -26,6 +26,7 @@ from genrl_autoregressive.policy import (
     within,
 )
 from genrl_core import (
+    KL_FIELDS,
     Others,
     Plan,
     Policy,
@@ -154,7 +155,7 @@ class TokenSampler(Sampler):
         compared: Tensors = {}
         # Other slots run first: none may change between a forward with gradient and its backward.
         for slot in sorted(others):
-            if f"kl_{slot}" in want:
+            if KL_FIELDS[slot] in want:
                 with others[slot](), torch.no_grad():
                     compared[slot] = self._scored_by(known, tokens, cond)[0]
         logits, values = self._scored_by(known, tokens, cond)
@@ -169,7 +170,7 @@ class TokenSampler(Sampler):
             found["value"] = values
         for slot, other in compared.items():
             first, second = (other, logits) if slot == "lagging" else (logits, other)
-            found[f"kl_{slot}"] = distribution.divergences(first, second)
+            found[KL_FIELDS[slot]] = distribution.divergences(first, second)
         outside = ~within(length, tokens.shape[1])
         missing = full["tokens"].shape[1] - tokens.shape[1]
         shaped = {

@@ -318,7 +318,7 @@ SLOW_WRITER = """
     import sys, time
     from pathlib import Path
     import torch
-    from genrl_core import checkpoint, manifest
+    from genrl_core.run import checkpoint, manifest
 
     stage, folder = sys.argv[1], Path(sys.argv[2])
 

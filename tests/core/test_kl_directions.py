@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genrl_core.interfaces.policy import Policy
-from genrl_core.interfaces.records import Trajectory
+from genrl_core.interfaces.records import KL_FIELDS, Trajectory
 from genrl_core.interfaces.sampler import Sampler
 from genrl_core.loop.weights import WeightSets
 from genrl_core.testing import ToyCanvas, ToySequence, every_trajectory, toys
@@ -20,7 +20,7 @@ def scored(
     calls, count = trajectory.terms.num_evals, len(trajectory)
     k = torch.arange(calls).repeat_interleave(count)
     b = torch.arange(count).repeat(calls)
-    name, others = f"kl_{slot}", {slot: partial(weight_sets.using, slot)}
+    name, others = KL_FIELDS[slot], {slot: partial(weight_sets.using, slot)}
     found = sampler.score(policy, trajectory, k, b, frozenset({name}), others).named()
     return found[name]
 

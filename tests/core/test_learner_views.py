@@ -128,7 +128,7 @@ def test_a_trust_region_is_around_the_weights_that_draw(toy_recipe: Make) -> Non
     recipe = toy_recipe("toy_canvas", objective={"grpo_guard": {"epsilon": 0.1}})
     Trainer(recipe)
     lagging = recipe.with_overrides("weights.lagging={decay: 0.9}")
-    with pytest.raises(GenRLError, match=r"weights\.old.*decay.*0\.9.*drew"):
+    with pytest.raises(GenRLError, match=r"weights\.lagging.*decay.*0\.9.*drew"):
         Trainer(lagging)
     assert GrpoGuardConfig(epsilon=0.1).draws_with() == "current"
 
@@ -191,8 +191,8 @@ class Tokenwise(ToySequence):
 class Beside(Runtime):
     """Another rank's samples have a third term in every draw."""
 
-    def gather(self, local: Tensor, columns: Tensor, total: int) -> Tensor:
-        found = super().gather(local, columns, total)
+    def gather(self, local: Tensor, sample_index: Tensor, total: int) -> Tensor:
+        found = super().gather(local, sample_index, total)
         return torch.nn.functional.pad(found, (0, 0, 0, 1)) if found.dim() == 3 else found
 
 

@@ -69,12 +69,12 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "bound": (
         ["policy.use=token", "objective.fit={}"],
-        ("fit needs bound, which token does not provide: it would mean that a bound on the "
+        ("fit needs elbo, which token does not provide: it would mean that a bound on the "
         "log-likelihood of a finished sample can be evaluated. Choose coin"),
     ),
     "view": (
-        ["policy.use=token", "objective.clip.view=bound"],
-        ("clip needs bound, which token does not provide: it would mean that a bound on the "
+        ["policy.use=token", "objective.clip.view=elbo"],
+        ("clip needs elbo, which token does not provide: it would mean that a bound on the "
         "log-likelihood of a finished sample can be evaluated. Choose coin, or view: steps"),
     ),
     "neighbour": (
@@ -250,7 +250,7 @@ def test_data_have_no_reward_to_learn_from(load: Load) -> None:
 
 def test_views_are_resolved_from_the_neighbours(load: Load) -> None:
     assert resolve_views(load("objective.near={}")) == {"clip": "steps", "near": "steps"}
-    bound = load("objective.clip.view=bound", "objective.near={}")
+    bound = load("objective.clip.view=elbo", "objective.near={}")
     assert resolve_views(bound) == {"clip": "elbo", "near": "elbo"}
     mixed = load("objective={fit: {}, near: {}, clip: null, plain: {}}")
     assert resolve_views(mixed) == {"fit": "elbo", "near": "steps", "plain": "steps"}

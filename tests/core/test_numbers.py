@@ -26,7 +26,7 @@ def ragged(seed: int = 0) -> dict[str, torch.Tensor]:
     return {
         "mask": mask,
         "weight": torch.rand(5, 7, generator=g).double() + 0.5,
-        "population": mask,
+        "denominator_mask": mask,
         "valid": torch.tensor([1, 1, 1, 0, 1, 1, 1]).bool(),
         "group": torch.tensor([0, 0, 1, 1, 2, 2, 2]),
     }

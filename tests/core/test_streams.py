@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from genrl_core.interfaces import records
+from genrl_core.interfaces import streams
 from genrl_core.interfaces.media import Prompt
 from genrl_core.interfaces.records import Plan
 from genrl_core.interfaces.streams import Streams
@@ -36,13 +36,13 @@ def plan(samples: int = 3) -> Plan:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of the generators that are made meanwhile."""
     keys: list[str] = []
-    real = records._generator
+    real = streams._generator
 
     def noting(key: str) -> np.random.Generator:
         keys.append(key)
         return real(key)
 
-    monkeypatch.setattr(records, "_generator", noting)
+    monkeypatch.setattr(streams, "_generator", noting)
     return keys
 
 

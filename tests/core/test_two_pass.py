@@ -248,7 +248,7 @@ def test_a_coupled_loss_that_says_separable_stops_the_run(name: str, on_policy: 
 class Numbers:
     """A view of one number per sample, ``[1, B]`` float32: a parameter itself, doubled."""
 
-    calls = 1
+    num_evals = 1
 
     def __init__(self, values: Tensor):
         self.table = values.requires_grad_()

@@ -161,10 +161,10 @@ def test_a_ramp_begins_after_a_flat_stretch(toy_recipe: Make) -> None:
     """``min(decay, start + ramp max(0, i - flat))``: the schedules of DiffusionNFT (2509.16117)."""
     assert {"start", "flat"} <= set(EmaConfig.model_fields)
     second = EmaConfig.model_validate({"decay": 0.999, "ramp": 0.0075, "flat": 75})
-    shares = [second.share(i) for i in (1, 75, 76, 135, 1000)]
+    shares = [second.decay_at(i) for i in (1, 75, 76, 135, 1000)]
     assert shares == pytest.approx([0, 0, 0.0075, 0.45, 0.999], abs=1e-12)
     rising = EmaConfig.model_validate({"decay": 0.5, "ramp": 0.1, "start": 0.25})
-    assert [rising.share(i) for i in (0, 2, 9)] == pytest.approx([0.25, 0.45, 0.5])
+    assert [rising.decay_at(i) for i in (0, 2, 9)] == pytest.approx([0.25, 0.45, 0.5])
     with pytest.raises(ValidationError, match="there is no ramp"):
         EmaConfig.model_validate({"decay": 0.5, "flat": 3})
 

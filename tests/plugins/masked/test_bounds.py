@@ -377,7 +377,7 @@ def test_terms_are_the_masked_positions(setting, masking):
     masked = ready.view.corruption["masked"]
     assert batch.log_probs.shape == (len(masked) * N, 6)
     assert torch.equal(batch.mask.unflatten(0, (-1, N)), masked.transpose(1, 2))
-    assert torch.equal(batch.population, batch.mask)
+    assert torch.equal(batch.denominator_mask, batch.mask)
     assert torch.equal(batch.events, batch.mask.long())
     assert torch.equal(batch.log_probs < 0, batch.mask)
     steps = torch.arange(len(masked)).repeat_interleave(N)

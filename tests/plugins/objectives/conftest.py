@@ -14,7 +14,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
 @pytest.fixture(scope="session")
-def suggested_values() -> Callable[..., ObjectiveConfig]:
+def proposed() -> Callable[..., ObjectiveConfig]:
     """A config by name: required fields take the value that the schema proposes."""
 
     def make(name: str, **fields: Any) -> ObjectiveConfig:

@@ -32,7 +32,7 @@ def batch(**fields: Any) -> Batch:
     known: dict[str, Any] = {
         "log_probs": -ones, "old_log_probs": -ones, "reference": -ones, "events": ones.long(),
         "step": torch.arange(2).unsqueeze(1).expand(2, 4), "mask": ones.bool(),
-        "population": ones.bool(), "weight": ones, "scale": ones, "advantage": ones * reward,
+        "denominator_mask": ones.bool(), "weight": ones, "scale": ones, "advantage": ones * reward,
         "reward": reward, "group": torch.tensor([0, 0, 1, 1]), "valid": torch.ones(4).bool(),
     }  # fmt: skip
     return Batch(**(known | fields))
@@ -176,7 +176,7 @@ def test_ppo_loss_by_hand(proposed: Make) -> None:
     Values 1 and 3 moved from 0.5 and 2.5, clipped to 0.7 and 2.7. The errors (1 - 2)^2 and (3 -
     2)^2 stand against (0.7 - 2)^2 and (2.7 - 2)^2: the larger ones are 1.69 and 1.
     """
-    column = {"mask": torch.ones(2, 1).bool(), "population": torch.ones(2, 1).bool()}
+    column = {"mask": torch.ones(2, 1).bool(), "denominator_mask": torch.ones(2, 1).bool()}
     moved = batch(
         **column, log_probs=torch.tensor([[-1.0], [-1.0]]).double(), reward=torch.tensor([2.0]),
         old_log_probs=torch.tensor([[-1.5], [-1.0]]).double(), events=torch.ones(2, 1).long(),

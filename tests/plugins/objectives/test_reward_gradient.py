@@ -42,7 +42,7 @@ def prompt(digit: int, name: str = "") -> Prompt:
 def batch_of(reward: Tensor, judged: Tensor, valid: Tensor) -> Batch:
     ones = torch.ones_like(judged)
     given: dict[str, Any] = {f.name: ones for f in fields(Batch) if f.default is not None}
-    given |= {"mask": ones.bool(), "population": ones.bool(), "events": ones.long()}
+    given |= {"mask": ones.bool(), "denominator_mask": ones.bool(), "events": ones.long()}
     group = torch.zeros(len(valid), dtype=torch.int64)
     given |= {"reward": reward, "valid": valid, "group": group, "errors": ()}
     return Batch(**given | {"differentiable_reward": judged})

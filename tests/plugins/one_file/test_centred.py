@@ -18,7 +18,7 @@ def batch_of(log_probs: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor
     return Batch(
         log_probs=log_probs, old_log_probs=old, events=ones.long(), step=ones.long(),
         mask=ones.bool(),
-        population=ones.bool(), weight=ones, scale=ones, advantage=advantage.expand_as(ones),
+        denominator_mask=ones.bool(), weight=ones, scale=ones, advantage=advantage.expand_as(ones),
         reward=advantage, group=torch.tensor([0, 0, 0, 1, 1, 1]), valid=torch.ones(6).bool(),
     )  # fmt: skip
 
