@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         RewardError,
     )
     from genrl_core.hookspecs import Register, hookimpl
-    from genrl_core.interfaces.batch import Batch
+    from genrl_core.interfaces.batch import Batch, Metric
     from genrl_core.interfaces.capability import MEDIA, Capability
     from genrl_core.interfaces.configs import (
         NONE,
@@ -28,14 +28,11 @@ if TYPE_CHECKING:
     )
     from genrl_core.interfaces.data_sampler import DataSampler
     from genrl_core.interfaces.media import Media, Prompt, Reading
-    from genrl_core.interfaces.objective import Objective, SamplerBackprop, View
+    from genrl_core.interfaces.objective import Objective, SamplerBackprop
     from genrl_core.interfaces.policy import Policy
     from genrl_core.interfaces.records import (
-        KL_FIELDS,
         Denoising,
-        Others,
         Plan,
-        Scored,
         Tensors,
         Terms,
         Trajectory,
@@ -44,8 +41,10 @@ if TYPE_CHECKING:
     from genrl_core.interfaces.reward import Reward
     from genrl_core.interfaces.sampler import MarkovSampler, Sampler, Transition
     from genrl_core.interfaces.streams import Streams
-    from genrl_core.loop.trainer import train
+    from genrl_core.loop.trainer import Trainer
+    from genrl_core.loop.views import Prepared, View
     from genrl_core.recipe.recipe import Recipe, load_recipe
+    from genrl_core.run.assembly import build_trainer, train
 
 _HOMES = {
     "Capability": "interfaces.capability", "MEDIA": "interfaces.capability",
@@ -60,65 +59,28 @@ _HOMES = {
     "Policy": "interfaces.policy", "Sampler": "interfaces.sampler",
     "MarkovSampler": "interfaces.sampler", "Transition": "interfaces.sampler",
     "Reward": "interfaces.reward", "Objective": "interfaces.objective",
-    "View": "interfaces.objective", "SamplerBackprop": "interfaces.objective",
+    "SamplerBackprop": "interfaces.objective",
     "Batch": "interfaces.batch", "Media": "interfaces.media", "Prompt": "interfaces.media",
     "Reading": "interfaces.media",
-    "Denoising": "interfaces.records", "Others": "interfaces.records",
+    "Denoising": "interfaces.records",
     "Plan": "interfaces.records",
-    "KL_FIELDS": "interfaces.records", "Scored": "interfaces.records", "Streams": "interfaces.streams",
+    "Streams": "interfaces.streams",
     "Tensors": "interfaces.records", "Terms": "interfaces.records",
     "Trajectory": "interfaces.records", "select_rows": "interfaces.records",
     "lazy_names": "lazy",
     "DataSampler": "interfaces.data_sampler",
-    "train": "loop.trainer",
+    "train": "run.assembly", "build_trainer": "run.assembly", "Trainer": "loop.trainer",
+    "View": "loop.views", "Prepared": "loop.views", "Metric": "interfaces.batch",
 }  # fmt: skip
 
 __all__ = [
-    "KL_FIELDS",
-    "MEDIA",
-    "NONE",
-    "Batch",
-    "Capability",
-    "CheckpointError",
-    "Component",
-    "DataSampler",
-    "Denoising",
-    "GenRLError",
-    "MarkovSampler",
-    "Media",
-    "Objective",
-    "ObjectiveConfig",
-    "Others",
-    "Plan",
-    "PluginError",
-    "Policy",
-    "PolicyConfig",
-    "Prompt",
-    "Reading",
-    "Recipe",
-    "RecipeError",
-    "Register",
-    "Reward",
-    "RewardConfig",
-    "RewardError",
-    "Sampler",
-    "SamplerBackprop",
-    "SamplerConfig",
-    "Schema",
-    "Scored",
-    "Streams",
-    "Tensors",
-    "Terms",
-    "Trajectory",
-    "Transition",
-    "ValueHeadConfig",
-    "View",
-    "__version__",
-    "hookimpl",
-    "lazy_names",
-    "load_recipe",
-    "select_rows",
-    "train",
+    "MEDIA", "NONE", "Batch", "Capability", "CheckpointError", "Component", "DataSampler",
+    "Denoising", "GenRLError", "MarkovSampler", "Media", "Metric", "Objective", "ObjectiveConfig",
+    "Plan", "PluginError", "Policy", "PolicyConfig", "Prepared", "Prompt", "Reading", "Recipe",
+    "RecipeError", "Register", "Reward", "RewardConfig", "RewardError", "Sampler",
+    "SamplerBackprop", "SamplerConfig", "Schema", "Streams", "Tensors", "Terms", "Trainer",
+    "Trajectory", "Transition", "ValueHeadConfig", "View", "__version__", "build_trainer",
+    "hookimpl", "lazy_names", "load_recipe", "select_rows", "train",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -290,9 +290,9 @@ def sample(
 ) -> None:
     """Draw samples from a trained run, or from the policy of a recipe."""
     _checked(source, overrides or (), context.obj)
-    from genrl_core.run import runner
+    from genrl_core.run import sampling
 
-    written = runner.sample(
+    written = sampling.sample(
         source, prompt, num, out, seed=seed, overrides=overrides or (), registry=context.obj
     )
     display.say(f"{written}")

@@ -122,7 +122,8 @@ def _capabilities(schema: type[Component], method: str) -> list[str] | None:
 
 def _default_view(schema: type[ObjectiveConfig]) -> str | None:
     try:
-        return schema.model_construct(**schema.suggested_values() or {}).view_wanted()
+        view = schema.model_construct(**schema.suggested_values() or {}).view_wanted()
+        return None if view is None else str(getattr(view, "name", view))
     except AttributeError:
         return None
 

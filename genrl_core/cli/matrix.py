@@ -46,7 +46,7 @@ def views_of(schema: type[ObjectiveConfig]) -> tuple[str, ...]:
         wanted = schema.model_validate(fields).view_wanted()
     except ValidationError:
         return ()
-    return VIEWS[:3] if wanted is None else (wanted,)
+    return VIEWS[:3] if wanted is None else (str(getattr(wanted, "name", wanted)),)
 
 
 def recipe_tree(registry: Registry, cell: Cell, **sections: Any) -> dict[str, Any] | None:

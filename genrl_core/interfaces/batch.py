@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,21 +12,35 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What an objective reports.
+
+    Attributes:
+        values: ``[T, B]`` or ``[B]``.
+        reduce: how entries, and then the optimizer steps of an iteration, become one number.
+    """
+
+    values: Tensor
+    reduce: Literal["mean", "max"] = "mean"
+
+
+@dataclass(frozen=True)
 class Batch:
     """All that an objective sees: the whole optimizer batch of all ranks, as numbers.
 
-    ``[T, B]``: log_probs, events, step, mask, weight, scale, advantage; in the view ``steps``
-    old_log_probs
-    and duration, the share 0 to 1 of the process's time that a step covers (1 where unknown);
-    and where asked for old_log_probs, reference, kl_reference, kl_behavior, entropy, value,
-    old_value.
-    ``kl_reference`` is KL(current || reference), ``kl_behavior`` KL(old || current), in nats.
+    ``[T, B]``, always: log_probs, events, step, mask, weight, scale, advantage, and
+    ``denominator_mask``, bool: the terms that denominators count. In the view ``steps`` also
+    old_log_probs and duration, the share 0 to 1 of the process's time that a step covers (1 where
+    unknown). Where asked for: old_log_probs, reference, kl_reference, kl_behavior, entropy, value,
+    old_value. ``kl_reference`` is KL(current || reference),
+    ``kl_behavior`` KL(behavior || current),
+    in nats; the behavior weights are those that drew the samples.
     ``[B]``: reward, group, valid.
-    ``denominator_mask``: ``[T, B]`` bool, the terms that denominators count.
+    ``view``: the name of the view that filled the batch.
     ``errors``: for the view ``denoising``, one ``[T, B]`` per mixture that the objective asked for.
     ``error_weights``: beside each of them where asked for, constant: what makes of the error the
     mean squared error of the clean sample over its mean absolute one.
-    ``draw_weight``: ``[D, B]``, for a bound whose draws are combined into one term.
+    ``draw_weight``: ``[D, B]``, for an ELBO whose draws are combined into one term.
     ``reward`` is the one that ``advantage.combine`` makes of several; so is
     ``differentiable_reward``, ``[1, B]`` for the view ``reward``, of the samples as they are drawn
     again; ``log_probs`` is 0 there.
@@ -44,6 +58,7 @@ class Batch:
     reward: Tensor
     group: Tensor
     valid: Tensor
+    view: str = "steps"
     old_log_probs: Tensor | None = None
     reference: Tensor | None = None
     kl_reference: Tensor | None = None

@@ -45,3 +45,9 @@ _SENTENCES = {
 }
 
 MEDIA = frozenset({Capability.IMAGE, Capability.TEXT, Capability.VIDEO})
+
+VIEW_CAPABILITIES = {
+    "steps": Capability.STEP_LOGP, "elbo": Capability.ELBO, "denoising": Capability.DENOISING,
+    "reward": Capability.DIFFERENTIABLE,
+}  # fmt: skip
+"""View -> what policy and sampler must give for it."""

@@ -15,7 +15,7 @@ from genrl_core.interfaces.capability import Capability
 
 if TYPE_CHECKING:
     from genrl_core.interfaces.media import Prompt
-    from genrl_core.interfaces.objective import Objective, View
+    from genrl_core.interfaces.objective import Objective, ViewName
     from genrl_core.interfaces.policy import Policy
     from genrl_core.interfaces.reward import Reward
     from genrl_core.interfaces.sampler import Sampler
@@ -199,16 +199,16 @@ class ObjectiveConfig(Component):
     scale, the gradient of the expected reward (``genrl_core.testing.check_objective``)."""
     weight: float = Field(1.0, description="factor of this objective in the summed loss")
 
-    def view_wanted(self) -> "View | None":
+    def view_wanted(self) -> "ViewName | type[Any] | None":
         """The view of the rollout it reads; None takes the view of its neighbour objective."""
         return "steps"
 
-    def compatible_views(self) -> "tuple[View, ...]":
+    def compatible_views(self) -> "tuple[ViewName, ...]":
         """For an objective that takes its neighbour's view: the views where it has its numbers."""
         return ("steps",)
 
     def draws_with(self) -> Literal["current", "lagging"]:
-        """The weight slot whose samples it learns from: its ``draw_with``."""
+        """The weight set whose samples it learns from."""
         return "current"
 
     def needs(self) -> frozenset[Capability]:

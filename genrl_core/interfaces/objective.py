@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from genrl_core.interfaces.batch import Batch
+from genrl_core.interfaces.batch import Batch, Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-View = Literal["steps", "elbo", "denoising", "reward"]
+ViewName = Literal["steps", "elbo", "denoising", "reward"]
+"""The views that GenRL has; a plugin may bring another, a subclass of ``genrl_core.View``."""
 
 
 @dataclass(frozen=True)
@@ -40,30 +41,31 @@ class SamplerBackprop:
 class Objective(ABC):
     """A loss on matrices of terms. It never sees a token, a latent or a network.
 
+    Which view of the rollout it reads, and which weights draw for it, its config declares
+    (``ObjectiveConfig.view_wanted``, ``draws_with``); ``batch.view`` says it again.
+
     Attributes:
-        view: which numbers of the rollout it wants; an instance may set it, and None takes the view
-            of the other objectives of the recipe.
         needs: optional fields of ``Batch`` that it reads. In the views ``steps`` and ``elbo``
-            ``reference`` and ``old``, in ``steps`` also ``kl_reference``,
-            ``kl_behavior`` (KL of the
-            drawing weights from the current ones), ``entropy`` and ``value``; in the view
-            ``denoising`` ``error_weights``.
+            ``reference`` and ``old_log_probs``, in ``steps`` also ``kl_reference``,
+            ``kl_behavior`` (KL of the drawing weights from the current ones), ``entropy`` and
+            ``value``; in the view ``denoising`` ``error_weights``.
         separable: whether the loss is a sum over terms, so that the parts of a chunked batch add
             up to it, which saves a forward where no recorded numbers hold. False is right for any
             loss; True where terms or samples are coupled stops the run.
-        draw_with: the weight slot whose samples it learns from.
-        mixtures: for the view ``denoising``: each entry maps slots to coefficients; the batch then
-            holds the error of that combination of the slots' predictions in ``errors``.
-        replay: for the view ``reward``: how the samples are drawn again with gradient.
+        mixtures: for the view ``denoising``: each entry maps weight sets to coefficients; the batch
+            then holds the error of that combination of their predictions in ``errors``.
+        backprop: for the view ``reward``: how the samples are drawn again with gradient.
     """
 
-    view: View | None = "steps"
     needs: frozenset[str] = frozenset()
     separable: bool = False
-    draw_with: Literal["current", "lagging"] = "current"
     mixtures: tuple[Mapping[str, float], ...] = ()
     backprop: SamplerBackprop | None = None
 
     @abstractmethod
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, a scalar made by ``batch.reduce``, and metrics, ``[T, B]`` or ``[B]``."""
+    def loss(self, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor | Metric]]:
+        """The loss, a scalar made by ``batch.reduce``, and metrics.
+
+        A metric is a matrix ``[T, B]`` or a number per sample ``[B]``, of which the mean over the
+        trained entries is logged; ``Metric(values, reduce="max")`` logs the largest.
+        """

@@ -1,14 +1,20 @@
 """The interface of a policy: what a network says about samples, and nothing about how to draw."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from genrl_core.errors import GenRLError
+from genrl_core.functional import guided
 from genrl_core.interfaces.media import Media, Prompt, Reading
-from genrl_core.interfaces.records import Denoising, Scored, Tensors
+from genrl_core.interfaces.records import Denoising, Tensors, concat
 from genrl_core.interfaces.streams import Streams
+
+Predict = Callable[..., tuple[Tensor, Tensor | None]]
+"""``predict(*inputs, cond)``: a prediction ``[R, ...]`` and the values ``[R, ...]`` or None."""
 
 
 class Policy(ABC):
@@ -16,22 +22,22 @@ class Policy(ABC):
 
     What the network predicts is the affair of the paradigm's base class. ``network`` is called
     only through its ``forward``, so that whatever wraps it (autocast, sharding) sees every call,
-    and it is looked up at each call, because a weight slot puts another module in its place.
+    and it is looked up at each call, because a weight set may put another module in its place.
     A policy has no dropout: both passes of an update must compute the same function.
 
     Attributes:
         network: the module whose parameters are trained.
-        combine_draws: whether a bound over several draws is one weighted sum per sample (True) or
+        combine_draws: whether an ELBO over several draws is one weighted sum per sample (True) or
             one term per draw (False); with M terms per draw, M sums or ``D * M`` terms.
         lora_targets: names of the modules that LoRA adapts where the recipe is silent.
         predicts_value: whether the network also predicts the expected reward of every state, by a
             method that the paradigm's base names; samplers then record it in ``terms.value``.
         new_modules: names of modules of the network that weights may lack, such as a value head
             on a base without one. They then start as the policy built them, and beside LoRA
-            adapters they train in full, shared by all slots.
+            adapters they train in full, shared by all weight sets.
         precision: what the network computes in. A policy sets it whose network enters autocast by
             itself; else it is that of the weights as loaded, and in bfloat16 the core makes what is
-            trained float32 and runs the forward under autocast, see ``precision``.
+            trained float32 and runs the forward under autocast, see ``loop.precision``.
     """
 
     network: nn.Module
@@ -56,10 +62,60 @@ class Policy(ABC):
         """
         return ()
 
+    def prefill(self, cond: Tensors) -> AbstractContextManager[object]:  # noqa: ARG002
+        """The scope of one rollout without gradient: ``with policy.prefill(cond): ...``.
+
+        Prompts and weights do not change inside it, so a policy may keep there what it computes of
+        the prompts (keys and values of a prefix), and must drop it at the end. The default keeps
+        nothing.
+
+        Args:
+            cond: name -> ``[B, ...]`` of the samples that are drawn.
+        """
+        return nullcontext()
+
+    def unconditional(self, cond: Tensors) -> Tensors:  # noqa: ARG002  # for subclasses
+        """What takes the place of ``cond`` on the unguided side: the same names, R rows each.
+
+        Raises:
+            GenRLError: by default, since only the policy knows its empty prompt.
+        """
+        raise GenRLError(
+            f"{type(self).__name__} has no unconditional prompt, which a sampler.guidance_scale "
+            "other than 1 needs: set guidance_scale: 1, or implement unconditional(cond)"
+        )
+
+    def both_sides(self, cond: Tensors) -> Tensors:
+        """``cond`` and below it ``unconditional(cond)``: name -> ``[2 R, ...]``."""
+        return concat([cond, self.unconditional(cond)])
+
+    def guide(
+        self, predict: Predict, inputs: Sequence[Tensor | None], cond: Tensors, scale: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """A prediction under classifier-free guidance, both sides in one call of the network.
+
+        The formula is ``functional.guided``. At scale 1 guidance is off and costs nothing.
+
+        Args:
+            predict: called as ``predict(*inputs, cond)``.
+            inputs: what both sides share, ``[R, ...]`` each, or None.
+            cond: name -> ``[R, ...]``.
+            scale: the guidance scale.
+
+        Returns:
+            The guided prediction, and the values of the prompted side where there are any.
+        """
+        if scale == 1:
+            return predict(*inputs, cond)
+        twice = [None if each is None else torch.cat([each, each]) for each in inputs]
+        prediction, values = predict(*twice, self.both_sides(cond))
+        given, without = prediction.chunk(2)
+        return guided(given, without, scale), None if values is None else values.chunk(2)[0]
+
     def corrupt(
         self, final: Tensors, streams: Streams, draws: int, update: int, updates: int
     ) -> Tensors:
-        """Random corruptions of finished samples, drawn once and shared by all weight slots.
+        """Random corruptions of finished samples, drawn once and shared by all weight sets.
 
         Args:
             final: name -> ``[B, ...]``.
@@ -70,9 +126,9 @@ class Policy(ABC):
 
         Returns:
             name -> ``[D, B, ...]``. Two names are reserved. ``weight``: ``[D, B]`` float, the
-            importance of each draw; the mean over draws of weight x bound is what one estimates.
-            ``events``: ``[D, B, M]`` int64, how many events each of a bound's M terms sums over; 0
-            for a term that does not exist. A bound that sums over events says so, since ``over:
+            importance of each draw; the mean over draws of weight x ELBO is what one estimates.
+            ``events``: ``[D, B, M]`` int64, how many events each of an ELBO's M terms sums over; 0
+            for a term that does not exist. An ELBO that sums over events says so, since ``over:
             mean`` divides by them. Without it M is 1, and all terms exist and have one event.
 
         Raises:
@@ -80,19 +136,20 @@ class Policy(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} gives no corruption")
 
-    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
-        """A bound on the log-likelihood of finished samples under given corruptions.
+    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Tensor:
+        """A lower bound on the log-likelihood of finished samples under given corruptions.
 
-        All arguments have one row per (draw, sample); ``log_probs`` is ``[R, M]``, with 0 for terms
-        that do not exist (``events`` of the corruption). The default is the negative denoising
-        error, ``[R, 1]``.
+        All arguments have one row per (draw, sample). The default is the negative denoising error.
+
+        Returns:
+            ``[R, M]`` nats, 0 for terms that do not exist (``events`` of the corruption).
         """
         denoising = self.denoising(final, cond, corruption)
-        return Scored(log_probs=-denoising.error(denoising.prediction).unsqueeze(1))
+        return -denoising.error(denoising.prediction).unsqueeze(1)
 
     def denoising(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Denoising:
         """The prediction on corrupted samples and its error; one row per (draw, sample)."""
-        raise NotImplementedError(f"{type(self).__name__} gives no denoising")
+        raise NotImplementedError(f"{type(self).__name__} gives no denoising error")
 
     def decode_pixels(self, final: Tensors) -> Tensor:
         """Differentiable pixels in [0, 1]: ``[B, 3, H, W]``, float32 or better."""

@@ -2,34 +2,23 @@
 
     B  samples                          T = K * M  terms of a sample, index k * M + m
     G  samples per prompt               D  corruption draws of a bound
-    K  network calls that score one     R  rows: pairs (call, sample) or (draw, sample)
-    M  terms scored by one call         N  positions   V  vocabulary   C H W F  image and frames
+    K  network evaluations of a sample  R  rows: pairs (evaluation, sample) or (draw, sample)
+    M  terms of one evaluation          N  positions   V  vocabulary   C H W F  image and frames
 
 The sample axis of ``cond``, ``trace`` and ``final`` comes first, so one rule selects and pads them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from genrl_core.interfaces.batch import Batch
-from genrl_core.interfaces.media import Media, Prompt
+from genrl_core.interfaces.media import Prompt
 from genrl_core.interfaces.streams import Streams
-
-__all__ = [
-    "Batch", "Denoising", "Media", "Others", "Plan", "Prompt", "Scored", "Streams", "Tensors",
-    "Terms", "Trajectory", "concat", "select_rows", "split_evals",
-]  # fmt: skip
 
 Tensors = dict[str, Tensor]
 """Named tensors with the sample axis first."""
-
-Others = Mapping[str, Callable[[], AbstractContextManager[Any]]]
-"""Weight slots other than the current one: name -> what activates the slot inside a ``with``."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +27,7 @@ class Plan:
 
     Attributes:
         seed, iteration, attempt: the coordinates of the plan; ``attempt`` counts resampling.
-        prompts: the distinct prompts, one per group slot.
+        prompts: the prompt of every group.
         group: ``[B]`` int64, index into ``prompts``.
         sample: ``[B]`` int64, which sample of its prompt in this iteration.
     """
@@ -79,7 +68,7 @@ class Terms:
         events: int64, how many events (tokens, elements) the sum runs over.
         step: int64, which step of the process the term belongs to.
         mask: bool, which terms exist and were decided by the policy.
-        num_evals: K, the number of network evaluations that score a sample; ``T = K * M``.
+        num_evals: K, how many network evaluations score a sample; ``T = K * M``.
         weight: importance of the term; ones where None.
         scale: scale for objectives that re-weight steps; ones where None.
         duration: how much of the process's time, 0 to 1, the term's step covers; ones where None.
@@ -175,44 +164,20 @@ def _pad_alike(tensors: Sequence[Tensor], first: int) -> list[Tensor]:
     return padded
 
 
-def split_evals(matrix: Tensor, calls: int) -> Tensor:
-    """``[T, B]`` to ``[K, M, B]``; without calls, ``[1, 0, B]``."""
-    calls = max(calls, 1)
-    return matrix.reshape(calls, len(matrix) // calls, matrix.shape[1])
+def split_evals(matrix: Tensor, num_evals: int) -> Tensor:
+    """``[T, B]`` to ``[K, M, B]``; without evaluations, ``[1, 0, B]``."""
+    num_evals = max(num_evals, 1)
+    return matrix.reshape(num_evals, len(matrix) // num_evals, matrix.shape[1])
 
 
 def _concat_terms(parts: Sequence[Terms]) -> Terms:
-    calls = max(part.num_evals for part in parts)
+    num_evals = max(part.num_evals for part in parts)
     joined: dict[str, Tensor] = {}
     for name, _ in parts[0].matrices():
-        # [T, B] -> [B, K, M], so that padding keeps a term in its call.
+        # [T, B] -> [B, K, M], so that padding keeps a term in its evaluation.
         folded = [split_evals(getattr(part, name), part.num_evals).movedim(-1, 0) for part in parts]
         joined[name] = torch.cat(_pad_alike(folded, 1)).flatten(1).T
-    return replace(parts[0], num_evals=calls).with_matrices(joined)
-
-
-KL_FIELDS = {"reference": "kl_reference", "lagging": "kl_behavior"}
-"""Weight set -> the field of ``Scored`` that holds the divergence from it."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Differentiable numbers of some rows: the leaf of the two-pass gradient; each ``[R, M]``.
-
-    ``kl_reference`` is KL(current || reference), what a penalty wants; ``kl_behavior`` is KL(old ||
-    current), what a trust region around the weights that drew wants. In nats.
-    """
-
-    log_probs: Tensor | None = None
-    kl_reference: Tensor | None = None
-    kl_behavior: Tensor | None = None
-    entropy: Tensor | None = None
-    value: Tensor | None = None
-
-    def named(self) -> Tensors:
-        """The fields that are given."""
-        given = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: value for name, value in given.items() if value is not None}
+    return replace(parts[0], num_evals=num_evals).with_matrices(joined)
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,7 @@ from torch import Tensor
 from genrl_core.errors import GenRLError
 from genrl_core.interfaces.media import Prompt, Reading
 from genrl_core.interfaces.policy import Policy
-from genrl_core.interfaces.records import (
-    KL_FIELDS,
-    Others,
-    Plan,
-    Scored,
-    Tensors,
-    Terms,
-    Trajectory,
-    select_rows,
-)
+from genrl_core.interfaces.records import Plan, Tensors, Terms, Trajectory, select_rows
 from genrl_core.interfaces.streams import Streams
 
 
@@ -53,44 +44,49 @@ class Sampler(ABC):
         Args:
             policy, cond, plan: as for ``rollout``, whose draws these are.
             step: counted from 0; the steps before it are taken, those after it are not.
-            grad_steps: how many last network calls keep the graph, that of ``step`` first.
+            grad_steps: how many last network evaluations keep the graph, that of ``step`` first.
 
         Returns:
             What ``rollout`` calls ``final``: name -> ``[B, ...]``.
         """
         raise NotImplementedError(f"{type(self).__name__} predicts no finished sample on the way")
 
-    def score(
-        self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor,
-        want: frozenset[str], others: Others,
-    ) -> Scored:  # fmt: skip
-        """The numbers of the rows (``k``, ``b``), each ``[R]`` int64, with gradient.
+    def densities(
+        self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor
+    ) -> tuple["Transition", Tensors]:
+        """The distributions that recorded rows were drawn from, and what was drawn.
+
+        The core asks the distribution for ``log_prob`` of the action, and for entropy, value and
+        the KL divergence from other weights where an objective needs them; so the sampler knows
+        nothing of objectives and weight sets. Its numbers carry a gradient to the weights that
+        ``policy`` has now.
 
         Args:
             policy: under the weights in question.
             trajectory: what was drawn.
-            k, b: the network call and the sample of every row.
-            want: fields of ``Scored`` to compute.
-            others: activates other weight slots, for ``kl_reference``, which is KL(current ||
-                reference), and ``kl_behavior``, which is KL(old || current).
+            k, b: ``[R]`` int64 each, the network evaluation and the sample of every row.
         """
         raise NotImplementedError(f"{type(self).__name__} gives no step densities")
 
 
 class Transition(ABC):
-    """The distribution of one step, for R rows at once; M terms per row."""
+    """The distribution of one step, for R rows at once; M terms per row, all in nats.
 
-    @abstractmethod
-    def sample(self, streams: Streams) -> Tensors:
-        """Draw an action: name -> ``[R, ...]``."""
+    ``sample`` and ``events`` are for a ``MarkovSampler``, which draws by them; a sampler that draws
+    in its own way gives the others alone.
+    """
 
     @abstractmethod
     def log_prob(self, action: Tensors) -> Tensor:
         """The log-density of an action, summed over each term's events: ``[R, M]``."""
 
-    @abstractmethod
+    def sample(self, streams: Streams) -> Tensors:
+        """Draw an action: name -> ``[R, ...]``."""
+        raise NotImplementedError(f"{type(self).__name__} does not draw")
+
     def events(self, action: Tensors) -> Tensor:
         """How many events each term sums over; 0 means that the term does not exist: ``[R, M]``."""
+        raise NotImplementedError(f"{type(self).__name__} does not count events")
 
     def kl(self, other: "Transition") -> Tensor:
         """KL(self || other) in closed form: ``[R, M]``."""
@@ -171,10 +167,10 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
         given: Sequence[Tensors] | None, grad_steps: int = 0,
     ) -> Trajectory:  # fmt: skip
         """A rollout whose actions are drawn, or where ``given``, one entry per step, followed."""
-        streams, calls = plan.streams("rollout"), self.steps(policy)
+        streams, num_evals = plan.streams("rollout"), self.steps(policy)
         states, actions, scores = [self.begin(policy, cond, plan, streams)], [], []
-        for step in range(calls):
-            with torch.set_grad_enabled(step >= calls - grad_steps):
+        for step in range(num_evals):
+            with torch.set_grad_enabled(step >= num_evals - grad_steps):
                 k = torch.full((len(plan),), step, device=plan.device)
                 transition = self.transition(policy, states[-1], k, cond)
                 actions.append(transition.sample(streams) if given is None else given[step])
@@ -182,16 +178,16 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
                 scores.append(_recorded(policy, transition, actions[-1]))
             self._check_shapes(step, states, scores)
         events = torch.stack([score["events"] for score in scores]).transpose(1, 2).flatten(0, 1)
-        per_call = len(events) // calls
+        per_eval = len(events) // num_evals
         numbers = {
             name: torch.stack([score[name] for score in scores]).transpose(1, 2).flatten(0, 1)
             for name in scores[0]
             if name != "events"
         }
-        steps = torch.arange(calls, device=plan.device).repeat_interleave(per_call)
+        steps = torch.arange(num_evals, device=plan.device).repeat_interleave(per_eval)
         terms = Terms(
             events=events, step=steps.unsqueeze(1).expand_as(events), mask=events > 0,
-            num_evals=calls, **numbers,
+            num_evals=num_evals, **numbers,
         )  # fmt: skip
         return Trajectory(cond, self.pack(states, actions), self.finish(states[-1]), terms)
 
@@ -213,32 +209,12 @@ class MarkovSampler(Sampler, Generic[AnyPolicy]):
                     "where one does not exist) and states of the same names and shapes (padded)"
                 )
 
-    def score(
-        self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor,
-        want: frozenset[str], others: Others,
-    ) -> Scored:  # fmt: skip
-        known = cast(AnyPolicy, policy)
+    def densities(
+        self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor
+    ) -> tuple[Transition, Tensors]:
         state, action = self.restore(trajectory.trace, k, b)
         cond = select_rows(trajectory.cond, b)
-        compared: dict[str, Transition] = {}
-        # Other slots run first: none may change between a forward with gradient and its backward.
-        for slot in sorted(others):
-            if KL_FIELDS[slot] in want:
-                with others[slot](), torch.no_grad():
-                    compared[slot] = self.transition(known, state, k, cond)
-        transition = self.transition(known, state, k, cond)
-        found: Tensors = {}
-        if "log_probs" in want:
-            found["log_probs"] = transition.log_prob(action)
-        if "entropy" in want:
-            found["entropy"] = transition.entropy()
-        if "value" in want:
-            found["value"] = transition.value()
-        for slot, other in compared.items():
-            # A trust region is around the weights that drew, so their distribution comes first.
-            toward = other.kl(transition) if slot == "lagging" else transition.kl(other)
-            found[KL_FIELDS[slot]] = toward
-        return Scored(**found)
+        return self.transition(cast(AnyPolicy, policy), state, k, cond), action
 
 
 def _recorded(policy: Policy, transition: Transition, action: Tensors) -> Tensors:

@@ -1,22 +1,26 @@
 """Rewards to advantages: ordinary code on global numbers, equal on every rank."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from genrl_core.loop.combine import combine, shares_of
+from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig
+from genrl_core.loop.statistics import group_statistics, moments
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Mean and unbiased standard deviation of the rewards behind each sample: ``[B]`` float64."""
+class Compared:
+    """The rewards that each sample is compared with: ``[B]`` float64 each."""
 
     mean: Tensor
-    spread: Tensor
+    std: Tensor
+    count: Tensor
 
 
 class PromptStatistics:
@@ -35,20 +39,22 @@ class PromptStatistics:
 
     def update(
         self, reward: Tensor, valid: Tensor, group: Tensor, prompts: Sequence[str]
-    ) -> Statistics:
+    ) -> "Compared":
         """Remember an iteration's rewards, then say what each sample is compared with.
 
         Args:
             reward, valid, group: as for ``advantages``.
             prompts: the prompt id of every group; several groups may share one.
         """
-        for value, known, slot in zip(reward.tolist(), valid.tolist(), group.tolist(), strict=True):
+        for value, known, place in zip(
+            reward.tolist(), valid.tolist(), group.tolist(), strict=True
+        ):
             if known:
-                self._last(prompts[slot]).append(value)
+                self._last(prompts[place]).append(value)
         batch = reward[valid]
         found = [moments(self._settled(prompt, batch)) for prompt in prompts]
         table = torch.tensor(found, dtype=torch.float64).reshape(-1, 2)[group]
-        return Statistics(table[:, 0], table[:, 1])
+        return Compared(table[:, 0], table[:, 1], torch.ones_like(group))
 
     def _last(self, prompt: str) -> deque[float]:
         return self._history.setdefault(prompt, deque(maxlen=self._config.buffer))
@@ -70,62 +76,9 @@ class PromptStatistics:
             self._last(prompt).extend(map(float, values))
 
 
-def moments(rewards: Tensor) -> tuple[float, float]:
-    """Mean and unbiased standard deviation of ``[N]`` float64 rewards; 0 where there are too few.
-
-    Both by ``group_statistics``, as one group.
-    """
-    one, every = torch.zeros(len(rewards)).long(), torch.ones(len(rewards)).bool()
-    mean, spread, _ = group_statistics(rewards, every, one)
-    return (float(mean), float(spread)) if len(rewards) else (0.0, 0.0)
-
-
-def group_statistics(reward: Tensor, valid: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, unbiased standard deviation and count of every group's valid rewards.
-
-    The one place that says how far rewards are apart, for filter, advantage and metrics. Equal
-    rewards have exactly their own number as mean and exactly 0 as deviation, which sums of rounded
-    numbers have not; and squares do not overflow where the rewards themselves are finite.
-
-    Args:
-        reward: ``[B]`` float64; entries that are not valid are ignored, whatever they hold.
-        valid: ``[B]`` bool.
-        group: ``[B]`` int64 in ``0 .. P-1``.
-
-    Returns:
-        Three ``[P]`` tensors; a group of fewer than two has deviation 0, an empty one mean 0.
-    """
-    slots = int(group.max()) + 1 if group.numel() else 0
-    kept = torch.where(valid, reward, torch.zeros_like(reward))
-    count = kept.new_zeros(slots).index_add(0, group, valid.to(kept.dtype))
-    low = kept.new_full((slots,), torch.inf).scatter_reduce(
-        0, group, torch.where(valid, reward, torch.inf), "amin"
-    )
-    high = kept.new_full((slots,), -torch.inf).scatter_reduce(
-        0, group, torch.where(valid, reward, -torch.inf), "amax"
-    )
-    # A power of two, so that dividing by it rounds nothing.
-    size = _power_of_two(torch.maximum(low.abs(), high.abs()))
-    scaled = kept / size[group]
-    mean = kept.new_zeros(slots).index_add(0, group, scaled) / count.clamp(min=1)
-    error = torch.where(valid, scaled - mean[group], torch.zeros_like(scaled)).square()
-    variance = kept.new_zeros(slots).index_add(0, group, error) / (count - 1).clamp(min=1)
-    equal = low == high
-    spread = torch.where(equal, torch.zeros_like(mean), variance.sqrt() * size)
-    return torch.where(equal, low, mean * size), spread, count
-
-
-def _power_of_two(size: Tensor) -> Tensor:
-    """The power of two below each number; 1 for 0, for what is not finite and for the tiniest."""
-    usual = size.isfinite() & (size > torch.finfo(size.dtype).tiny)
-    known = torch.where(usual, size, torch.ones_like(size))
-    mantissa, _ = torch.frexp(known)
-    return known / 2 / mantissa
-
-
 def advantages(
     config: AdvantageConfig, reward: Tensor, valid: Tensor, group: Tensor,
-    running: Statistics | None = None,
+    running: Compared | None = None,
 ) -> Tensor:  # fmt: skip
     """The advantage of every sample: ``(reward - baseline) / (scale + epsilon)``.
 
@@ -135,9 +88,8 @@ def advantages(
     ``prompt_std`` are DDPO's (arXiv 2305.13301).
 
     A reward that equals all those it is compared with, by its baseline or by its scale, has an
-    advantage of exactly 0, and so has a sample without a reward: those of a group, of the batch or
-    of a prompt's history. Only ``baseline: none`` with ``scale: none`` compares with nothing: the
-    advantage is the reward.
+    advantage of exactly 0, and so has a sample without a reward. Only ``baseline: none`` with
+    ``scale: none`` compares with nothing: the advantage is the reward.
 
     Args:
         config: the section ``advantage``.
@@ -150,107 +102,32 @@ def advantages(
         ``[B]`` float64.
     """
     assert running is not None or not config.runs, "a prompt's statistics are missing"
-    mean, spread, count = group_statistics(reward, valid, group)
-    running = running or Statistics(mean[group], spread[group])  # not read: see the line above
-    everyone = torch.zeros_like(group)
-    batch_mean, batch_spread, _ = group_statistics(reward, valid, everyone)
-    siblings = (count[group] - 1).clamp(min=1)
-    baseline = {
-        "group_mean": mean[group],
-        "leave_one_out": torch.where(
-            count[group] > 1, (mean[group] * count[group] - reward) / siblings, reward
-        ),
-        "batch_mean": batch_mean[everyone],
-        "prompt_mean": running.mean,
-        "none": torch.zeros_like(reward),
-    }[config.baseline]
-    difference = reward - baseline
-    spreads = {"group": spread[group], "batch": batch_spread[everyone], "prompt": running.spread}
-    spreads["leave"] = spreads["group"]
+    zero = torch.zeros_like(reward)
+
+    def compared(field: str) -> Compared:
+        if field.startswith("prompt") and running is not None:
+            return running
+        over = torch.zeros_like(group) if field.startswith("batch") else group
+        return Compared(*(each[over] for each in group_statistics(reward, valid, over)))
+
+    difference = reward
     if config.baseline != "none":
+        beside = compared(config.baseline)
+        mean, std, count = beside.mean, beside.std, beside.count
+        if config.baseline == "leave_one_out":
+            others = (mean * count - reward) / (count - 1).clamp(min=1)
+            mean = torch.where(count > 1, others, reward)
         # Rounding must not turn equal rewards into a direction when the divisor is tiny.
-        compared = spreads[config.baseline.partition("_")[0]]
-        difference = torch.where(compared == 0, torch.zeros_like(reward), difference)
+        difference = torch.where(std == 0, zero, reward - mean)
     if config.scale != "none":
-        scale = spreads[config.scale.partition("_")[0]]
-        # Without a spread there is no unit, and epsilon alone would be one of its own making; a
-        # spread that overflows must be named as not finite, and not make every advantage 0.
-        known = torch.where(scale.isinf(), torch.nan, difference / (scale + config.epsilon))
-        difference = torch.where(scale == 0, torch.zeros_like(reward), known)
+        std = compared(config.scale).std
+        # A deviation that overflows must be named as not finite, and not make every advantage 0.
+        scaled = torch.where(std.isinf(), torch.nan, difference / (std + config.epsilon))
+        # Without a deviation there is no unit, and epsilon alone would be an arbitrary one.
+        difference = torch.where(std == 0, zero, scaled)
     if config.clip is not None:
         difference = difference.clamp(-config.clip, config.clip)
-    return torch.where(valid, difference, torch.zeros_like(reward))
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one reward adds to the combined one: ``weight (reward - offset) / divisor``.
-
-    ``offset`` and ``divisor`` are numbers, or ``[B]`` float64 with one for each sample.
-    """
-
-    weight: float
-    offset: Tensor | float = 0.0
-    divisor: Tensor | float = 1.0
-
-    def at(self, b: Tensor) -> "Share":
-        """That of the samples ``b`` (``[R]`` int64)."""
-        if not isinstance(self.offset, Tensor) or not isinstance(self.divisor, Tensor):
-            return self
-        return Share(self.weight, self.offset[b], self.divisor[b])
-
-    def to(self, device: torch.device) -> "Share":
-        """The same, to be used with numbers on ``device``."""
-        if not isinstance(self.offset, Tensor) or not isinstance(self.divisor, Tensor):
-            return self
-        return Share(self.weight, self.offset.to(device), self.divisor.to(device))
-
-
-def shares_of(
-    config: AdvantageConfig, rewards: Mapping[str, tuple[float, Tensor]], valid: Tensor,
-    group: Tensor,
-) -> dict[str, Share]:  # fmt: skip
-    """How ``advantage.combine`` makes one reward of several, label by label.
-
-    With ``sum`` a reward counts as it is; with ``normalise_then_sum`` as its z-score within the
-    group, 0 in a group where it is the same for all.
-
-    Args:
-        config: ``combine`` and ``epsilon`` apply.
-        rewards: label -> (weight, ``[B]`` float64 with NaN where the reward does not apply).
-        valid, group: as in ``advantages``.
-    """
-    if config.combine == "sum":
-        return {label: Share(weight) for label, (weight, _) in rewards.items()}
-    found = {}
-    for label, (weight, reward) in rewards.items():
-        mean, spread, _ = group_statistics(reward, valid & ~reward.isnan(), group)
-        divisor = torch.where(spread > 0, spread + config.epsilon, torch.inf)
-        found[label] = Share(weight, mean[group], divisor[group])
-    return found
-
-
-def combine(rewards: Mapping[str, Tensor], shares: Mapping[str, Share]) -> Tensor:
-    """The one reward of every sample: the sum of the shares of those that apply to it.
-
-    What advantages, filter, objectives and the differentiable reward read. Reward after reward, so
-    that equal rewards have equal sums.
-
-    Args:
-        rewards: label -> ``[B]`` float64, NaN where the reward does not apply; differentiable.
-        shares: label -> how it counts.
-
-    Returns:
-        ``[B]`` float64.
-    """
-    total: Tensor | None = None
-    for label, reward in rewards.items():
-        share = shares[label]
-        counted = share.weight * ((reward - share.offset) / share.divisor)
-        counted = torch.where(reward.isnan(), torch.zeros_like(counted), counted)
-        total = counted if total is None else total + counted
-    assert total is not None, "there is no reward to combine"
-    return total
+    return torch.where(valid, difference, zero)
 
 
 def normalised_then_summed(
@@ -276,3 +153,33 @@ def normalised_then_summed(
     total = combine({label: reward for label, (_, reward) in named.items()}, shares)
     whole = config.model_copy(update={"baseline": "none", "scale": "batch_std"})
     return advantages(whole, total, valid, group)
+
+
+class Advantages:
+    """The section ``advantage`` at work, with what it remembers of each prompt's rewards."""
+
+    def __init__(self, config: AdvantageConfig):
+        self._config = config
+        self._statistics = PromptStatistics(config)
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """The advantage of every sample of a rollout: ``[B]`` float64.
+
+        Where nothing can be learned, because something is not finite or no sample has a reward, all
+        are 0 and nothing is remembered.
+        """
+        config, known = self._config, (rollout.reward, rollout.valid, rollout.group)
+        if rollout.problem is not None or not rollout.valid.any():
+            return torch.zeros_like(rollout.reward)
+        if config.combine == "normalise_then_sum" and rollout.rewards:
+            return normalised_then_summed(config, rollout.rewards.values(), *known[1:])
+        running = self._statistics.update(*known, rollout.prompt_ids) if config.runs else None
+        return advantages(config, *known, running)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds: JSON."""
+        return self._statistics.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state_dict``."""
+        self._statistics.load_state_dict(state)

@@ -66,7 +66,7 @@ class Runtime:
             self._state.wait_for_everyone()
 
     def own_groups(self, groups: int) -> list[int]:
-        """The group slots that this rank draws; a group's samples stay on one rank."""
+        """The groups that this rank draws, by number; a group's samples stay on one rank."""
         return list(range(self.rank, groups, self.world_size))
 
     def gather(self, local: Tensor, sample_index: Tensor, total: int) -> Tensor:

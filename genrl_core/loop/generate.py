@@ -13,13 +13,13 @@ from genrl_core.interfaces.reward_values import ask, checked_values
 from genrl_core.interfaces.sampler import Sampler
 
 
-def draw(
+def generate(
     policy: Policy, sampler: Sampler, plan: Plan, rollout_batch_size: int,
-    drawn: Callable[[int], None] = lambda _: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> tuple[Trajectory, Media]:  # fmt: skip
     """The trajectories and media of a plan's samples, ``rollout_batch_size`` at a time.
 
-    ``drawn`` is told after each part how many samples there are by then.
+    ``report`` is told after each part how many samples there are by then.
     """
     trajectories, media = [], []
     with torch.no_grad():
@@ -27,14 +27,16 @@ def draw(
             part = plan.select(torch.arange(len(plan))[start : start + rollout_batch_size])
             used, index = torch.unique(part.group, return_inverse=True)
             encoded = policy.encode([plan.prompts[g] for g in used.tolist()])
-            trajectory = sampler.rollout(policy, select_rows(encoded, index), part)
+            cond = select_rows(encoded, index)
+            with policy.prefill(cond):
+                trajectory = sampler.rollout(policy, cond, part)
             trajectories.append(trajectory)
             media.append(policy.decode(trajectory.final))
-            drawn(start + len(part))
+            report(start + len(part))
     return Trajectory.concat(trajectories), Media.concat(media)
 
 
-def judge(label: str, reward: Reward, media: Media, prompts: Sequence[Prompt]) -> Tensor:
+def score_rewards(label: str, reward: Reward, media: Media, prompts: Sequence[Prompt]) -> Tensor:
     """What one reward says, checked: ``[b]`` float64, NaN where it gave None.
 
     Raises:

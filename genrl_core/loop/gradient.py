@@ -1,11 +1,12 @@
 """How the gradient travels: an objective differentiates numbers, chunks carry that to the network.
 
-A view turns rows (call, sample) into differentiable numbers. The rule:
+This is gradient caching (GradCache, arXiv 2101.06983) with the denominators of the whole batch. A
+view turns rows (evaluation, sample) into differentiable numbers. The rule:
 
 1. Evaluate the numbers of all rows without gradient, or take the recorded ones where the rollout
-   was drawn under the same weights. This record is the leaf.
-2. Call the loss once on the whole matrix and take the gradient with respect to every field.
-3. Run the network chunk by chunk and call ``torch.autograd.backward(fields, gradients)``.
+   was drawn under the same weights.
+2. Call the loss once on the whole matrix and take the gradient with respect to every number.
+3. Run the network chunk by chunk and call ``torch.autograd.backward(numbers, gradients)``.
 
 By the chain rule this is exact for any loss, with the memory of one chunk. A separable loss skips
 step 1: a chunk's fresh numbers are put into the matrix and reduced with the whole batch's
@@ -21,30 +22,22 @@ import torch
 from torch import Tensor
 
 from genrl_core.errors import GenRLError
-from genrl_core.interfaces.batch import Batch
+from genrl_core.interfaces.batch import Batch, Metric
 from genrl_core.interfaces.records import Tensors, split_evals
 from genrl_core.loop.distributed import Runtime
 
-Loss = Callable[[Batch], tuple[Tensor, Tensors]]
+Metrics = dict[str, Metric]
+Loss = Callable[[Batch], tuple[Tensor, Metrics]]
 
 
-class View(Protocol):
-    """One way to see a rollout as numbers: K calls of M terms for this rank's samples."""
+class Numbers(Protocol):
+    """What is differentiated; ``genrl_core.View`` says what each part means."""
 
     @property
     def num_evals(self) -> int: ...
-
-    def evaluate(self, k: Tensor, b: Tensor) -> Tensors:
-        """The differentiable numbers of rows, ``[R, M]`` each; ``b`` counts local samples."""
-        ...
-
-    def blank(self, batch: Batch) -> Tensors:
-        """A constant for every field, ``[K * M, B]``: what entries outside the mask hold."""
-        ...
-
-    def insert(self, batch: Batch, values: Tensors) -> Batch:
-        """The batch with its current numbers replaced; differentiable in ``values``."""
-        ...
+    def evaluate(self, k: Tensor, b: Tensor) -> Tensors: ...
+    def fill_values(self, batch: Batch) -> Tensors: ...
+    def with_current(self, batch: Batch, values: Tensors) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -53,14 +46,14 @@ class Outcome:
 
     Attributes:
         loss: its value, for the whole batch.
-        metrics: unreduced, ``[T, B]`` or ``[B]``.
-        drift: the largest |number in the second pass - leaf|; None where there was no leaf.
+        metrics: unreduced and constant.
+        drift: the largest |number in the second pass - the first|; None where none was recorded.
         batch: the batch with the current numbers in it, constant.
         moves: whether the gradient of any trained number is not 0, on any rank.
     """
 
     loss: float
-    metrics: Tensors
+    metrics: Metrics
     drift: float | None
     batch: Batch
     moves: bool
@@ -75,7 +68,7 @@ class _Chunk(NamedTuple):
 
 
 def accumulate(
-    view: View, batch: Batch, loss: Loss, sample_index: Tensor, runtime: Runtime, *,
+    view: Numbers, batch: Batch, loss: Loss, sample_index: Tensor, runtime: Runtime, *,
     separable: bool, micro_batch_size: int, recorded: Tensors | None = None,
 ) -> Outcome:  # fmt: skip
     """Add the gradient of ``loss`` to the parameters that ``view`` reaches.
@@ -83,8 +76,8 @@ def accumulate(
     Args:
         view: evaluates this rank's rows.
         batch: the global batch; its ``mask`` and ``valid`` say which rows are trained.
-        loss: from the batch to a scalar and unreduced metrics.
-        columns: ``[b]`` int64, where this rank's samples stand among the B of the batch.
+        loss: from the batch to a scalar and unreduced, constant metrics.
+        sample_index: ``[b]`` int64, where this rank's samples stand among the B of the batch.
         runtime: gathers the numbers of the other ranks.
         separable: whether the loss is a sum over terms.
         micro_batch_size: rows in one forward with gradient.
@@ -96,7 +89,7 @@ def accumulate(
     chunks = _chunks(view, batch, sample_index, micro_batch_size)
     if separable:
         return _one_pass(view, batch, loss, chunks, sample_index, runtime, recorded)
-    names = view.blank(batch).keys()
+    names = view.fill_values(batch).keys()
     if recorded is None or recorded.keys() != names:
         recorded = evaluate(view, batch, sample_index, runtime, micro_batch_size)
     leaf = {name: recorded[name].clone().requires_grad_(True) for name in names}
@@ -104,12 +97,11 @@ def accumulate(
 
 
 def _one_pass(
-    view: View, batch: Batch, loss: Loss, chunks: list[_Chunk], sample_index: Tensor, runtime:
-    Runtime,
-    recorded: Tensors | None,
+    view: Numbers, batch: Batch, loss: Loss, chunks: list[_Chunk], sample_index: Tensor,
+    runtime: Runtime, recorded: Tensors | None,
 ) -> Outcome:  # fmt: skip
     """Chunk by chunk: fresh numbers in the chunk's places, the whole batch's denominators."""
-    fields = view.blank(batch)
+    fields = view.fill_values(batch)
     values = {name: blank.clone() for name, blank in fields.items()}
     parts, slopes = [], []
     for k, b, place in chunks:
@@ -119,7 +111,7 @@ def _one_pass(
                 number.retain_grad()
         part = {n: blank.index_put(place, fresh[n].to(blank)) for n, blank in fields.items()}
         inside = torch.zeros_like(batch.mask).index_put(place, torch.tensor(True))
-        value, metrics = loss(replace(view.insert(batch, part), mask=batch.mask & inside))
+        value, metrics = loss(replace(view.with_current(batch, part), mask=batch.mask & inside))
         if value.requires_grad:
             value.backward()  # type: ignore[no-untyped-call]  # torch's own annotation
         parts.append(float(value.detach()))
@@ -131,12 +123,11 @@ def _one_pass(
     moves = _moves(slopes, runtime)
     if len(chunks) != 1 or runtime.world_size > 1:  # a chunk that is alone has said all of it
         leaf = {name: matrix.clone().requires_grad_(moves) for name, matrix in values.items()}
-        value, metrics = loss(view.insert(batch, leaf))
+        value, metrics = loss(view.with_current(batch, leaf))
         if moves:
             _check_parts(value, every, leaf, chunks, slopes, runtime)
-    metrics = {name: metric.detach() for name, metric in metrics.items()}
     drift = _agree(drift, runtime)
-    return Outcome(float(value.detach()), metrics, drift, view.insert(batch, values), moves)
+    return Outcome(float(value.detach()), metrics, drift, view.with_current(batch, values), moves)
 
 
 def _slopes(fresh: Tensors, gradients: Mapping[str, Tensor | None]) -> Tensors:
@@ -196,10 +187,10 @@ def _check_parts(
 
 
 def _two_passes(
-    view: View, batch: Batch, loss: Loss, chunks: list[_Chunk], leaf: Tensors, runtime: Runtime
+    view: Numbers, batch: Batch, loss: Loss, chunks: list[_Chunk], leaf: Tensors, runtime: Runtime
 ) -> Outcome:
     """The gradient of the leaf, carried through the network chunk by chunk."""
-    total, metrics = loss(view.insert(batch, leaf))
+    total, metrics = loss(view.with_current(batch, leaf))
     gradients = dict.fromkeys(leaf)
     if total.requires_grad:
         found = torch.autograd.grad(total, list(leaf.values()), allow_unused=True)
@@ -219,16 +210,15 @@ def _two_passes(
             torch.autograd.backward([f for f, _ in pairs], [g for _, g in pairs])
         _write(values, fresh, place)
     drift = _agree(_drift(values, constant, chunks), runtime)
-    metrics = {name: metric.detach() for name, metric in metrics.items()}
     moves = _moves(slopes, runtime)
-    return Outcome(float(total.detach()), metrics, drift, view.insert(batch, constant), moves)
+    return Outcome(float(total.detach()), metrics, drift, view.with_current(batch, constant), moves)
 
 
 def evaluate(
-    view: View, batch: Batch, sample_index: Tensor, runtime: Runtime, micro_batch_size: int
+    view: Numbers, batch: Batch, sample_index: Tensor, runtime: Runtime, micro_batch_size: int
 ) -> Tensors:
     """The numbers of all trained rows without gradient, ``[K * M, B]`` each, on every rank."""
-    blank = view.blank(batch)
+    blank = view.fill_values(batch)
     values = {name: matrix.clone() for name, matrix in blank.items()}
     with torch.no_grad():
         for k, b, place in _chunks(view, batch, sample_index, micro_batch_size):
@@ -236,18 +226,18 @@ def evaluate(
     return _share(values, blank, sample_index, runtime)
 
 
-def _chunks(view: View, batch: Batch, sample_index: Tensor, size: int) -> list[_Chunk]:
+def _chunks(view: Numbers, batch: Batch, sample_index: Tensor, size: int) -> list[_Chunk]:
     """This rank's trained rows, call by call, in pieces of ``size``."""
     mask = batch.mask & batch.valid
-    blank = next(iter(view.blank(batch).values()))
+    blank = next(iter(view.fill_values(batch).values()))
     if mask.shape != blank.shape:  # weighted sums over draws: every draw of them is a row
         mask = mask.repeat(len(blank) // len(mask), 1)
     k, b = split_evals(mask[:, sample_index], view.num_evals).any(1).nonzero(as_tuple=True)
-    per_call = torch.arange(len(blank) // max(view.num_evals, 1))
+    per_eval = torch.arange(len(blank) // max(view.num_evals, 1))
     chunks = []
     for start in range(0, len(k), size):
         ks, bs = k[start : start + size], b[start : start + size]
-        place = (ks.unsqueeze(1) * len(per_call) + per_call, sample_index[bs].unsqueeze(1))
+        place = (ks.unsqueeze(1) * len(per_eval) + per_eval, sample_index[bs].unsqueeze(1))
         chunks.append(_Chunk(ks, bs, place))
     return chunks
 

@@ -44,7 +44,7 @@ def training_plan(
         chosen = [orders[place // count][place % count] for place in places]
     else:
         order = permutation(seed, "resample", iteration, attempt, size=count)
-        chosen = [order[slot % count] for slot in range(num_prompts)]
+        chosen = [order[place % count] for place in range(num_prompts)]
     picked = [prompts[index] for index in chosen]
     return plan_of(seed, iteration, attempt, picked, num_generations, device)
 
@@ -67,10 +67,10 @@ def plan_of(
     seen: dict[str, int] = {}
     group: list[int] = []
     sample: list[int] = []
-    for slot, prompt in enumerate(prompts):
+    for place, prompt in enumerate(prompts):
         first = seen.get(prompt.id, 0)
         seen[prompt.id] = first + num_generations
-        group += [slot] * num_generations
+        group += [place] * num_generations
         sample += range(first, first + num_generations)
     return Plan(
         seed, iteration, attempt, tuple(prompts), torch.tensor(group, dtype=torch.int64),

@@ -59,7 +59,7 @@ def lower(network: nn.Module, dtype: torch.dtype) -> None:
     """Let every call of the network, and of its copies, run under autocast to ``dtype``.
 
     Its class becomes a subclass, since a function of the instance would run the original in a copy.
-    Casts are not cached: neither a step nor another slot may find those of other weights.
+    Casts are not cached: neither a step nor another weight set may find those of other weights.
     """
     kind: Any = type(network)
 

@@ -95,10 +95,10 @@ class LoraConfig(Schema):
 
 
 class EmaConfig(Schema):
-    """A slot that follows the current weights, once per iteration."""
+    """A weight set that follows the current weights, once per iteration."""
 
     decay: Annotated[float, Field(ge=0, lt=1)] = Field(
-        description="share that the slot keeps of itself; 0 copies the current weights"
+        description="share that the weight set keeps of itself; 0 copies the current weights"
     )
     ramp: Positive | None = Field(
         None,
@@ -117,14 +117,14 @@ class EmaConfig(Schema):
         return self
 
     def decay_at(self, iteration: int) -> float:
-        """What the slot keeps after ``iteration`` iterations."""
+        """What the weight set keeps after ``iteration`` iterations."""
         if self.ramp is None:
             return self.decay
         return min(self.decay, self.start + self.ramp * max(0, iteration - self.flat))
 
 
 class WeightsConfig(Schema):
-    """Weight slots beside the current one. The reference slot exists whenever it is needed."""
+    """Weight sets beside the current one. The reference exists whenever it is needed."""
 
     lora: LoraConfig | None = Field(None, description="train adapters; the rest is frozen")
     ema: EmaConfig | None = Field(

@@ -1,6 +1,6 @@
-"""Weight slots: the current weights and their companions, and the fixed set of what is trained.
+"""Weight sets: the current weights and their companions, and the fixed set of what is trained.
 
-Without LoRA a slot is a module of its own, put in the place of ``policy.network`` while it is
+Without LoRA a weight set is a module of its own, put in the place of ``policy.network`` while it is
 active. With LoRA (peft) it is an adapter of the one network, and the reference is the network with
 its adapters switched off. Parameters are never swapped inside a module, because autocast keeps
 casts of them. What is trained, averaged or lagging is float32, see ``precision``.
@@ -21,18 +21,18 @@ from genrl_core.interfaces.policy import Policy
 from genrl_core.loop.precision import lower, precision_of, widen
 from genrl_core.loop.settings import LoraConfig
 
-CURRENT, REFERENCE = "current", "reference"
+CURRENT, REFERENCE, LAGGING = "current", "reference", "lagging"
 
 
 class WeightSets:
     """The weights of one policy under several names.
 
-    ``current`` is what is trained; ``reference`` are the weights before training; ``old`` and
-    ``ema`` follow the current weights. The set of trainable parameters is taken once, here:
+    ``current`` is what is trained; ``reference`` are the weights before training; ``lagging``
+    and ``ema`` follow the current weights. The set of trainable parameters is taken once, here:
     peft flips ``requires_grad`` whenever adapters are switched, so it is set again every time.
 
     Attributes:
-        trainable: name -> parameter of the current slot.
+        trainable: name -> parameter of the current weights.
     """
 
     def __init__(self, policy: Policy, lora: LoraConfig | None = None, seed: int = 0):
@@ -63,7 +63,7 @@ class WeightSets:
         return name in self._modules or name in self._adapters
 
     def snapshot(self, name: str) -> None:
-        """Make the slot ``name`` hold the current weights as they are now.
+        """Make the weight set ``name`` hold the current weights as they are now.
 
         With LoRA the reference needs no copy: the adapters are off.
         """
@@ -83,7 +83,9 @@ class WeightSets:
 
     @torch.no_grad()
     def ema_update(self, name: str, decay: float) -> None:
-        """Let a slot follow: ``decay`` times its own weights plus the rest of the current ones."""
+        """Let a weight set follow: ``decay`` times its own weights plus the rest of the "
+        "current ones.
+        """
         if self._lora is not None:
             self._update_adapter(name, decay)
             return
@@ -97,10 +99,10 @@ class WeightSets:
 
     @contextmanager
     def using(self, name: str) -> Iterator[Policy]:
-        """The policy under the weights of a slot; the slot before comes back at the end.
+        """The policy under a weight set; the one before comes back at the end.
 
         Raises:
-            KeyError: no such slot (a fault of the caller, not of the user).
+            KeyError: no such weight set (a fault of the caller, not of the user).
         """
         if self._lora is not None:
             if name not in self:
@@ -119,7 +121,7 @@ class WeightSets:
             self._policy.network = before
 
     def state_dict(self, name: str = CURRENT) -> dict[str, Tensor]:
-        """The trained parameters of a slot, and the buffers."""
+        """The trained parameters of a weight set, and the buffers."""
         buffers = {f"buffer.{n}": b.detach() for n, b in self._network.named_buffers()}
         return {n: p.detach() for n, p in self._parameters(name).items()} | buffers
 
@@ -149,7 +151,7 @@ class WeightSets:
 
     @torch.no_grad()
     def merged(self, name: str = CURRENT) -> dict[str, Tensor]:
-        """All weights of a slot under the network's own names, adapters folded into their modules.
+        """All weights of a set under the network's own names, adapters folded into their modules.
 
         A weight that has an adapter is float32, whatever the type of the base, so that the sum is
         not rounded.
@@ -169,7 +171,7 @@ class WeightSets:
             return {key: tensor.detach().clone() for key, tensor in own.items()}
 
     def _parameters(self, name: str) -> dict[str, nn.Parameter]:
-        """The parameters of a slot under the names of the current ones."""
+        """The parameters of a weight set under the names of the current ones."""
         if name == CURRENT:
             return self.trainable
         if self._lora is None:
@@ -200,7 +202,9 @@ class WeightSets:
             )
         # peft draws initial weights from the global generator: from our seed, and put back after.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # slots are several
+            warnings.filterwarnings(
+                "ignore", "Already found a `peft_config`"
+            )  # weight sets are several
             transposed = _any_target(self._network, targets, Conv1D)  # weights [in, out]: GPT-2
             if transposed and _any_target(self._network, targets, nn.Linear):
                 # One setting cannot fit both kinds: peft sets it right layer by layer, and says so.

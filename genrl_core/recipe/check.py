@@ -21,7 +21,7 @@ from genrl_core.recipe.prompts import load_prompts, refused
 from genrl_core.recipe.recipe import RESOLVED_FILE, Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from genrl_core.interfaces.objective import View
+    View = Any
 
 C = TypeVar("C", bound=Component)
 

@@ -1,100 +1,204 @@
-"""From a recipe to live components, weights included; bases are trained once and kept."""
+"""From a recipe to a trainer: every part is built here, and may be handed in instead."""
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from genrl_core.errors import RecipeError
+from genrl_core.errors import GenRLError, RecipeError
+from genrl_core.interfaces.media import Prompt
 from genrl_core.interfaces.policy import Policy
+from genrl_core.interfaces.reward import Reward
+from genrl_core.interfaces.sampler import Sampler
 from genrl_core.loop.distributed import Runtime
-from genrl_core.loop.weights import WeightSets, fingerprint, within
-from genrl_core.recipe.check import built_policy, holds_weights, unread_weights
-from genrl_core.recipe.recipe import RESOLVED_FILE, Recipe, load_recipe
-from genrl_core.run import checkpoint
-from genrl_core.run.bases import Notify, TrainBase, base_weights
+from genrl_core.loop.evaluate import Evaluator
+from genrl_core.loop.objectives import RequiredWeights, build_objectives, required_weights
+from genrl_core.loop.optim import build_optimizer, build_scheduler
+from genrl_core.loop.rollout import LocalRollouts, RolloutEngine
+from genrl_core.loop.trainer import Parts, Record, Trainer
+from genrl_core.loop.weights import WeightSets, fingerprint
+from genrl_core.recipe.check import negotiate, resolve_views
+from genrl_core.recipe.problems import raise_if
+from genrl_core.recipe.prompts import Reader, load_prompts, unread
+from genrl_core.recipe.recipe import Recipe, load_recipe
+from genrl_core.run.bases import Notify
+from genrl_core.run.policies import build_policy
+
+OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+T = TypeVar("T")
 
 
-def build_policy(recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify: Notify) -> Policy:
-    """The policy of a recipe, with its weights, on this rank's device.
+def build_trainer(
+    recipe: Recipe, *, policy: Policy | None = None, sampler: Sampler | None = None,
+    rewards: Mapping[str, Reward] | None = None, optimizer: OptimizerFactory | None = None,
+    rollouts: RolloutEngine | None = None, runtime: Runtime | None = None,
+    notify: Notify = lambda _: None, warn: Notify = warnings.warn,
+) -> Trainer:  # fmt: skip
+    """The trainer of a recipe; what is handed in takes the place of what the recipe names.
 
-    ``policy.weights`` may be ``recipe:NAME`` (trained by ``train_base`` under this recipe's seed
-    unless the cache has it), a GenRL run or checkpoint folder, or whatever the policy itself loads.
+    Args:
+        recipe: a valid recipe.
+        policy, sampler, rewards, optimizer: parts of one's own; rewards by label.
+        rollouts: where samples come from, in place of drawing them here.
+        runtime: this process among its peers.
+        notify, warn: told what goes on, and what the user should look at.
 
     Raises:
-        RecipeError: the weights are missing, nobody loads them, or they belong to another network.
+        RecipeError: the recipe's parts do not fit together, or the policy cannot take a prompt.
     """
-    config = recipe.policy
-    if config is None:
-        raise RecipeError("the recipe has no policy: add `policy: {use: ...}`")
-    if (unread := unread_weights(recipe)) is not None:
-        raise RecipeError(str(unread))
-    weights, tensors = config.weights, None
-    if weights is not None and weights.startswith("recipe:"):
-        name = weights.removeprefix("recipe:")
-        tensors = base_weights(recipe, name, runtime, train_base, notify)
-    elif weights is not None and holds_weights(Path(weights)):
-        tensors = _saved_weights(Path(weights), recipe, runtime, train_base, notify)
-    policy = (built_policy(recipe) or config).build()
-    if tensors is not None:
-        _load(policy.network, tensors, str(weights), policy.new_modules)
-    policy.network.to(runtime.device)
-    policy.network.eval()
-    return policy
+    negotiate(
+        recipe, policy_injected=policy is not None, sampler_injected=sampler is not None,
+        rewards_injected=rewards is not None,
+    )  # fmt: skip
+    runtime = runtime or Runtime(recipe.run.device)
+    if recipe.run.threads is not None:
+        torch.set_num_threads(recipe.run.threads)
+    policy = policy or build_policy(recipe, runtime, partial(train_base, notify=notify), notify)
+    evaluation_sampler = _evaluation_sampler(recipe, sampler)
+    sampler = sampler or _required(recipe.sampler, "sampler").build()
+    weighted = _rewards(recipe, rewards)
+    metrics = {label: config.build() for label, config in recipe.metrics.items()}
+    built = [] if rewards is not None else [reward for _, reward in weighted.values()]
+    for reward in (*built, *metrics.values()):
+        reward.to(runtime.device)
+    prompts = load_prompts(_required(recipe.prompts.file, "prompts.file"))
+    eval_prompts = load_prompts(recipe.prompts.evaluate) if recipe.prompts.evaluate else ()
+    evaluator = Evaluator(
+        sampler=evaluation_sampler, prompts=eval_prompts, metrics=metrics, rewards=weighted,
+        seed=recipe.run.seed, num_generations=recipe.evaluate.num_generations,
+        rollout_batch_size=recipe.train.rollout_batch_size, runtime=runtime, report=notify,
+    )  # fmt: skip
+    _check_prompts(recipe, policy, sampler, prompts, evaluator, warn)
+    objectives = build_objectives(recipe.objective, resolve_views(recipe))
+    began_with = fingerprint(policy.network)
+    weight_sets = WeightSets(policy, recipe.weights.lora, recipe.run.seed)
+    runtime.broadcast_(p.data for p in weight_sets.trainable.values())
+    draws_with = [config.draws_with() for config in recipe.objective.values()]
+    required = _required_weights(recipe, objectives, draws_with)
+    stepping = (
+        build_optimizer(weight_sets.trainable.items(), recipe.train)
+        if optimizer is None
+        else optimizer(list(weight_sets.trainable.values()))
+    )
+    return Trainer(Parts(
+        policy=policy, sampler=sampler, rewards=weighted, objectives=objectives,
+        weight_sets=weight_sets, required=required, evaluator=evaluator,
+        rollouts=rollouts or LocalRollouts(
+            sampler, weighted, weight_sets, runtime, prompts=prompts, seed=recipe.run.seed,
+            train=recipe.train, filter_config=recipe.filter, advantage=recipe.advantage,
+            drawing=required.drawing,
+        ),
+        optimizer=stepping, scheduler=build_scheduler(stepping, recipe.train),
+        train=recipe.train, advantage=recipe.advantage, runtime=runtime, seed=recipe.run.seed,
+        began_with=began_with, warn=warn,
+    ))  # fmt: skip
 
 
-def _saved_weights(
-    path: Path, recipe: Recipe, runtime: Runtime, train_base: TrainBase, notify: Notify
-) -> dict[str, Tensor]:
-    """What a run ended with; of adapters, the network that they stand in with them folded in."""
-    if (path / "checkpoints").is_dir():
-        newest, problems = checkpoint.latest(path)
-        if newest is None:
-            raise RecipeError(f"{path} holds no valid checkpoint: " + "; ".join(problems))
-        path = newest
-    snapshot = checkpoint.load(path)
-    tensors = dict(snapshot.tensors["policy"])
-    if not any(".lora_" in name for name in tensors):
-        return tensors
-    own = path.resolve().parent.parent / RESOLVED_FILE
-    if not own.is_file():
-        raise RecipeError(
-            f"policy.weights: {path} holds adapters alone, and {own}, which says what they stand "
-            "in, is not there: give the run folder as it was written"
-        )
-    trained = load_recipe(own, registry=recipe.registry)
-    policy = build_policy(trained, runtime, train_base, notify)
-    if snapshot.state.get("base") != fingerprint(policy.network):
-        raise RecipeError(
-            f"policy.weights: {path} holds adapters, and the weights under them cannot be rebuilt: "
-            f"policy.weights in {own} gives others than when that run began"
-        )
-    weight_sets = WeightSets(policy, trained.weights.lora, trained.run.seed)
+def train(
+    recipe: Recipe | str | Path | Mapping[str, Any], *, policy: Policy | None = None,
+    sampler: Sampler | None = None, rewards: Mapping[str, Reward] | None = None,
+    optimizer: OptimizerFactory | None = None,
+) -> Iterator[Record]:  # fmt: skip
+    """Train and yield one record per iteration; nothing is written.
+
+    Args:
+        recipe: a recipe, its name, its path, or its mapping.
+        policy, sampler, rewards, optimizer: take the place of what the recipe names.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        GenRLError: the run failed, with the reason.
+    """
+    known = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    trainer = build_trainer(
+        known, policy=policy, sampler=sampler, rewards=rewards, optimizer=optimizer
+    )
+    while trainer.iteration < known.train.iterations:
+        yield trainer.step()
+
+
+def train_base(recipe: Recipe, notify: Notify) -> dict[str, Tensor]:
+    """The weights that a recipe ends with, trained by this process alone.
+
+    Raises:
+        GenRLError: nothing was learned, or the loss is not finite at the end.
+    """
+    trainer = build_trainer(recipe, runtime=Runtime(recipe.run.device, alone=True), notify=notify)
+    metrics = [trainer.step().metrics for _ in range(recipe.train.iterations)]
+    trainer.check_learned()
+    losses = [each["loss"] for each in metrics if "loss" in each]
+    if losses and not math.isfinite(losses[-1]):
+        raise GenRLError(f"{recipe.name} ended with loss {losses[-1]}")
+    return trainer.weight_sets.merged(trainer.evaluated_weights)
+
+
+def _required(value: T | None, name: str) -> T:
+    if value is None:
+        raise RecipeError(f"the recipe has no {name}")
+    return value
+
+
+def _rewards(recipe: Recipe, given: Mapping[str, Reward] | None) -> dict[str, tuple[float, Reward]]:
+    if given is not None:
+        weights = {label: config.weight for label, config in recipe.reward.items()}
+        return {label: (weights.get(label, 1.0), reward) for label, reward in given.items()}
+    return {label: (config.weight, config.build()) for label, config in recipe.reward.items()}
+
+
+def _evaluation_sampler(recipe: Recipe, given: Sampler | None) -> Callable[..., Sampler]:
+    """Makes the sampler of an evaluation, with fields overridden; one handed in has no fields."""
+
+    def make(**overrides: Any) -> Sampler:
+        if given is None:
+            return recipe.sampler_for(**overrides).build()
+        if overrides:
+            raise RecipeError("an injected sampler has no fields to override in an evaluation")
+        return given
+
+    return make
+
+
+def _required_weights(
+    recipe: Recipe, objectives: Sequence[Any], draws_with: Sequence[str]
+) -> RequiredWeights:
     try:
-        weight_sets.load_state_dict(tensors)
-    except ValueError as error:
-        raise RecipeError(f"policy.weights: {path} holds other adapters: {error}") from error
-    return weight_sets.merged()
+        return required_weights(objectives, draws_with, recipe.weights)
+    except GenRLError as error:
+        raise RecipeError(f"{recipe.place('weights', 'lagging')}: {error}") from None
 
 
-def _load(
-    network: nn.Module, tensors: dict[str, Tensor], source: str, fresh: Sequence[str] = ()
-) -> None:
-    """Fill the network; what belongs to ``fresh`` modules may be absent, all of it or nothing."""
-    own: dict[str, Tensor] = dict(network.named_parameters()) | {
-        f"buffer.{name}": buffer for name, buffer in network.named_buffers()
+def _check_prompts(
+    recipe: Recipe, policy: Policy, sampler: Sampler, prompts: Sequence[Prompt],
+    evaluator: Evaluator, warn: Notify,
+) -> None:  # fmt: skip
+    """Look at every prompt before any is drawn; a prompt that is read in part is a warning.
+
+    Raises:
+        RecipeError: the policy cannot take a prompt; all of them.
+    """
+    rewards = {name: reward for name, (_, reward) in evaluator.rewards.items()}
+    readers: dict[str, Reader] = {"the policy": partial(sampler.reading, policy)}
+    readers |= _readings("reward", rewards)
+    problems, cuts = unread(prompts, readers, recipe.prompts.file)
+    if evaluator.prompts:
+        readers["the policy"] = partial(evaluator.sampler().reading, policy)
+        readers |= _readings("measure", evaluator.metrics)
+        refused, cut = unread(evaluator.prompts, readers, recipe.prompts.evaluate)
+        problems, cuts = problems + refused, cuts + cut
+    for text in dict.fromkeys(cuts):
+        warn(text)
+    raise_if(problems)
+
+
+def _readings(kind: str, judges: Mapping[str, Reward]) -> dict[str, Reader]:
+    """How each of them reads prompts; one handed in may be a function, which says nothing."""
+    return {
+        f"{kind} {name!r}": judge.reading
+        for name, judge in judges.items()
+        if hasattr(judge, "reading")
     }
-    young = {name for name in own if within(name.removeprefix("buffer."), fresh)}
-    if own.keys() - tensors.keys() == young:
-        own = {name: tensor for name, tensor in own.items() if name not in young}
-    wrong = sorted(own.keys() ^ tensors.keys())
-    wrong += [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
-    if wrong:
-        raise RecipeError(
-            f"policy.weights: {source} belongs to another network; {len(wrong)} tensors differ, "
-            f"for example {', '.join(wrong[:5])}: give the policy the same fields"
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from genrl_core.loop.distributed import Runtime
-from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.recipe import Recipe
+from genrl_core.run.assembly import build_trainer
 from genrl_core.run.files import dumps
 
 
@@ -24,8 +24,8 @@ def dry_run(recipe: Recipe, runtime: Runtime, json: bool, quiet: bool) -> None:
         if not json and not quiet:
             print(text, flush=True)
 
-    trainer = Trainer(recipe, runtime=runtime, notify=notify)
-    network = trainer.policy.network
+    trainer = build_trainer(recipe, runtime=runtime, notify=notify)
+    network = trainer.parts.policy.network
     trained = list(trainer.weight_sets.trainable.values())
     size = sum(p.numel() * p.element_size() for p in network.parameters())
     # Gradients and the two moments of AdamW, in the dtype of the weights, and frozen copies.

@@ -1,29 +1,24 @@
 """A run from end to end: the trainer, its run folder, its checkpoints, its evaluations."""
 
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genrl_core.errors import CheckpointError, GenRLError, RecipeError
-from genrl_core.interfaces.media import Prompt
 from genrl_core.loop.distributed import Runtime
 from genrl_core.loop.evaluate import Evaluation
-from genrl_core.loop.generate import draw
-from genrl_core.loop.plan import plan_of
 from genrl_core.loop.trainer import Record, Trainer
 from genrl_core.recipe.identity import changes, flat, refusal
-from genrl_core.recipe.problems import raise_if
-from genrl_core.recipe.prompts import unread
-from genrl_core.recipe.recipe import RESOLVED_FILE, Recipe, load_recipe
-from genrl_core.run import checkpoint
+from genrl_core.recipe.recipe import Recipe
+from genrl_core.run import checkpoint, saving
+from genrl_core.run.api import open_run
+from genrl_core.run.assembly import build_trainer
 from genrl_core.run.console import metrics_line
 from genrl_core.run.dry_run import dry_run as run_dry
 from genrl_core.run.folder import Recorder
-from genrl_core.run.pictures import Column, sheet
+from genrl_core.run.pictures import Column
 from genrl_core.run.signals import Signals
 from genrl_core.text import format_value
 
@@ -118,7 +113,7 @@ class _Run:
         """
         recipe, skipped = self._recipe, list[str]()
         trainer: Trainer | None = None
-        before = flat(resumable(folder, registry=recipe.registry).resolved)
+        before = flat(open_run(folder, recipe.registry).recipe.resolved)
         for snapshot in checkpoint.snapshots(folder, skipped):
             if why := refusal(snapshot.state.get("recipe"), recipe, snapshot.iteration):
                 raise RecipeError(
@@ -127,7 +122,7 @@ class _Run:
                 )
             trainer = trainer or self._build()
             try:
-                trainer.check(snapshot)
+                saving.check(trainer, recipe, snapshot)
             except CheckpointError as error:
                 skipped.append(f"passed over: {error}")
                 continue
@@ -140,7 +135,6 @@ class _Run:
             ]
             if words:
                 self._note("note", f"resumed with {', '.join(words)}", changed=changed)
-            trainer.check_prompts()
             return trainer, snapshot
         found = "; ".join(skipped) or "there is no checkpoint"
         raise RecipeError(f"{folder} cannot be resumed: {found}")
@@ -159,7 +153,7 @@ class _Run:
         return Recorder.resume(folder, done, info, total, json, quiet, recipe.to_yaml())
 
     def _build(self) -> Trainer:
-        return Trainer(
+        return build_trainer(
             self._recipe, runtime=self._runtime, notify=lambda text: self._note("note", text),
             warn=lambda text: self._note("warning", text),
         )  # fmt: skip
@@ -178,7 +172,7 @@ class _Run:
         trainer = self._resumed[0] if self._resumed else self._build()
         results = self._measure_base(trainer)
         if self._resumed:
-            trainer.restore(self._resumed[1])
+            saving.restore(trainer, self._recipe, self._resumed[1])
         code = self._iterate(trainer)
         if code == DONE:
             trainer.check_learned()
@@ -232,7 +226,7 @@ class _Run:
         every, number = self._recipe.evaluate.every, record.iteration
         metrics: dict[str, float] = dict(record.metrics)
         due = bool(every) and number % every == 0 and number < self._recipe.train.iterations
-        if due and trainer.held_out:
+        if due and trainer.parts.evaluator.prompts:
             found = trainer.evaluate()
             metrics |= {f"evaluate/{name}": value for name, value in found.metrics.items()}
             if self._recorder:
@@ -252,7 +246,7 @@ class _Run:
     def _save(self, trainer: Trainer) -> None:
         try:
             with self._signals.spared():
-                trainer.save(self._folder)
+                saving.save(trainer, self._recipe, self._folder)
         except CheckpointError as error:
             self._note("warning", f"{error}; training goes on")
         else:
@@ -263,11 +257,11 @@ class _Run:
         """The policy before training: as recipes sample it, and at the best of "
         "``baseline_sweep``.
         """
-        if not trainer.held_out:
+        if not trainer.parts.evaluator.prompts:
             return {}
         found = {"before": self._measured("base", trainer)}
         best: Measured | None = None
-        headline = _headline(self._recipe, found["before"].evaluation)
+        headline = _primary_metric(self._recipe, found["before"].evaluation)
         for field, values in self._recipe.evaluate.baseline_sweep.items():
             for value in values:
                 swept = self._measured(f"base, {field} {value:g}", trainer, **{field: value})
@@ -288,7 +282,7 @@ class _Run:
         return found
 
     def _conclude(self, trainer: Trainer, results: dict[str, Measured]) -> None:
-        if trainer.held_out and trainer.iteration:  # else it is the base still
+        if trainer.parts.evaluator.prompts and trainer.iteration:  # else it is the base still
             results["after"] = Measured("tuned", trainer.evaluate())
         if not self._recorder:
             return
@@ -310,80 +304,9 @@ class _Run:
             self._early.append((kind, message, data))
 
 
-def _headline(recipe: Recipe, found: Evaluation) -> str:
+def _primary_metric(recipe: Recipe, found: Evaluation) -> str:
     name = recipe.evaluate.primary_metric or next(iter(found.metrics), "")
     if recipe.evaluate.baseline_sweep and name not in found.metrics:
         known = ", ".join(found.metrics)
         raise RecipeError(f"evaluate.primary_metric: {name!r} is not measured; there are {known}")
     return name
-
-
-def _newest(folder: Path) -> tuple[checkpoint.Snapshot, list[str]]:
-    path, skipped = checkpoint.latest(folder)
-    if path is None:
-        found = "; ".join(skipped) or "there is no checkpoint"
-        raise CheckpointError(f"{folder} cannot be resumed: {found}")
-    return checkpoint.load(path), skipped
-
-
-def resumable(folder: Path, **lookup: Any) -> Recipe:
-    """The recipe of a run folder, as it was resolved.
-
-    Raises:
-        RecipeError: the folder is no run folder.
-    """
-    path = folder / RESOLVED_FILE
-    if not path.is_file():
-        raise RecipeError(f"{folder} is no run folder: it has no {RESOLVED_FILE}")
-    return load_recipe(path, **lookup)
-
-
-def sample(
-    source: str | Path, prompts: Sequence[str], num: int, out: Path, *, seed: int | None = None,
-    overrides: Sequence[str] = (), registry: Any = None, columns: Mapping[str, Any] | None = None,
-) -> Path:  # fmt: skip
-    """Draw from the policy of a run folder (its newest checkpoint) or of a recipe.
-
-    Images become one PNG with a row per prompt, each at its own size unless that is tiny; texts
-    one text file. Neither rewards nor measures are built.
-
-    Raises:
-        GenRLError: there is nothing to draw from.
-        RecipeError: ``out`` exists, or it cannot be written.
-    """
-    if out.exists():
-        raise RecipeError(f"{out} exists: choose another --out")
-    if not out.parent.is_dir():
-        raise RecipeError(f"there is no folder {out.parent}: make it, or choose another --out")
-    folder = Path(source)
-    is_run = (folder / RESOLVED_FILE).is_file()
-    recipe = load_recipe(folder / RESOLVED_FILE if is_run else source, overrides, registry)
-    runtime = Runtime(recipe.run.device)
-    unmeasured = recipe.evaluate.model_copy(update={"primary_metric": None, "baseline_sweep": {}})
-    trainer = Trainer(
-        replace(recipe, metrics={}, evaluate=unmeasured), rewards={}, runtime=runtime,
-        notify=lambda text: print(text, flush=True),
-    )  # fmt: skip
-    if is_run:
-        trainer.restore(_newest(folder)[0], to_learn=False)
-    asked = [Prompt(f"{i}", text, columns=columns or {}) for i, text in enumerate(prompts)]
-    chosen = recipe.run.seed if seed is None else seed
-    plan = plan_of(chosen, 0, 0, asked, num, runtime.device)
-    sampler = recipe.sampler_for().build()
-    refused, cuts = unread(asked, {"the policy": partial(sampler.reading, trainer.policy)})
-    raise_if(refused)
-    for cut in cuts:
-        print(cut, flush=True)
-    with trainer.in_use() as policy:
-        _, media = draw(policy, sampler, plan, recipe.train.rollout_batch_size)
-    if media.pixels is None:
-        pairs = zip(plan.sample_prompts(), media.texts, strict=True)
-        out.write_text("".join(f"{p.text}\t{t}\n" for p, t in pairs), encoding="utf-8")
-    else:
-        column = Column(recipe.name, media, plan.sample_prompts(), {})
-        try:
-            sheet([column], recipe.name, len(asked), num, largest=None).save(out)
-        except (OSError, ValueError) as error:
-            message = f"{out} cannot be written: {error}; choose an --out that ends in .png"
-            raise RecipeError(message) from error
-    return out

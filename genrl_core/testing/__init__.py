@@ -14,11 +14,25 @@ from genrl_core.testing.enumerable import (
     every_trajectory,
     follow,
 )
-from genrl_core.testing.update import learner_for, rollout_of
+from genrl_core.testing.update import SingleUpdates, learner_for, rollout_of
 
 __all__ = [
-    "AdvantageConfig", "Conformance", "ToyCanvas", "ToyCanvasSampler", "ToyGaussian",
-    "ToyGaussianSampler", "ToyReward", "ToySequence", "ToySequenceSampler", "check_objective",
-    "check_sampler", "every_trajectory", "expected_update", "follow", "learner_for", "rollout_of",
+    "AdvantageConfig",
+    "Conformance",
+    "SingleUpdates",
+    "ToyCanvas",
+    "ToyCanvasSampler",
+    "ToyGaussian",
+    "ToyGaussianSampler",
+    "ToyReward",
+    "ToySequence",
+    "ToySequenceSampler",
+    "check_objective",
+    "check_sampler",
+    "every_trajectory",
+    "expected_update",
+    "follow",
+    "learner_for",
+    "rollout_of",
     "toys",
 ]  # fmt: skip

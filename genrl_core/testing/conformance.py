@@ -12,7 +12,7 @@ from genrl_core.interfaces.objective import Objective
 from genrl_core.interfaces.policy import Policy
 from genrl_core.interfaces.records import Trajectory
 from genrl_core.interfaces.sampler import Sampler
-from genrl_core.loop.generate import draw
+from genrl_core.loop.generate import generate
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.settings import AdvantageConfig
 from genrl_core.loop.weights import WeightSets
@@ -41,8 +41,8 @@ def toys() -> list[tuple[Policy, Sampler]]:
 def expected_update(
     policy: Policy, sampler: Sampler, objectives: Mapping[str, tuple[float, Objective]], *,
     group_size: int = 1, advantage: AdvantageConfig | None = None,
-    weight_sets: WeightSets | None = None,
-    drawn: tuple[Trajectory, Tensor] | None = None, nodes: int = 12,
+    weight_sets: WeightSets | None = None, drawn: tuple[Trajectory, Tensor] | None = None,
+    nodes: int = 12, views: str | Mapping[str, str] = "steps",
 ) -> dict[str, Tensor]:  # fmt: skip
     """The exact expectation of an objective's gradient over all groups of a toy's samples.
 
@@ -51,7 +51,7 @@ def expected_update(
     every trajectory gets one corruption, drawn at random. Use a reduction of the kind "mean over
     samples"; an objective that does not reduce by ``batch.reduce``, or that reads ``batch.weight``
     elsewhere, is not weighted rightly. ``drawn`` replaces the trajectories and probabilities by
-    those of other weights.
+    those of other weights; ``views`` is the view of all objectives, or label -> view.
 
     Raises:
         ValueError: ``advantage`` compares the samples of a group, and ``group_size`` is 1.
@@ -74,10 +74,10 @@ def expected_update(
     rollout = rollout_of(trajectory.select(column), reward[column], group, weight)
     learner = learner_for(
         policy, sampler, objectives, weight_sets, advantage, micro_batch_size=4 * len(column),
-        drift_tolerance=1e6, chance=weight,
+        drift_tolerance=1e6, chance=weight, views=views,
     )  # fmt: skip
     before = {name: p.detach().clone() for name, p in policy.network.named_parameters()}
-    learner.learn(replace(rollout, on_policy=drawn is None), 0, 0)
+    learner.learn(replace(rollout, on_policy=drawn is None))
     moved = {name: p.detach().clone() for name, p in policy.network.named_parameters()}
     with torch.no_grad():
         for name, parameter in policy.network.named_parameters():
@@ -111,24 +111,23 @@ def check_sampler(
     """
     state = torch.random.get_rng_state()
     plan = plan_of(7, 0, 0, prompts, samples)
-    whole, media = draw(policy, sampler, plan, len(plan))
+    whole, media = generate(policy, sampler, plan, len(plan))
     assert torch.equal(state, torch.random.get_rng_state()), "the rollout drew global randomness"
     assert len(media) == len(plan), f"decode gave {len(media)} media for {len(plan)} samples"
     terms = whole.terms
     assert terms.mask.any(), "the sampler recorded no term"
     assert not (terms.mask & (terms.events < 1)).any(), "a term inside the mask has no event"
-    single, _ = draw(policy, sampler, plan, 1)
+    single, _ = generate(policy, sampler, plan, 1)
     batches = _gap(single.terms.log_probs, terms.log_probs, terms.mask)
-    per_call = len(terms.mask) // terms.num_evals
+    per_eval = len(terms.mask) // terms.num_evals
     k, b = (mask.flatten() for mask in _grid(terms.num_evals, len(plan)))
-    want = frozenset({"log_probs"})
 
     def scores(order: Tensor, size: int) -> Tensor:
         found = torch.zeros_like(terms.log_probs)
         for rows in (order[start : start + size] for start in range(0, len(order), size)):
-            scored = sampler.score(policy, whole, k[rows], b[rows], want, {}).log_probs
-            assert scored is not None, "score gave no log_probs"
-            place = k[rows].unsqueeze(1) * per_call + torch.arange(per_call)
+            densities, action = sampler.densities(policy, whole, k[rows], b[rows])
+            scored = densities.log_prob(action)
+            place = k[rows].unsqueeze(1) * per_eval + torch.arange(per_eval)
             found[place, b[rows].unsqueeze(1)] = scored.detach()
         return found
 
@@ -143,8 +142,8 @@ def check_sampler(
     return found
 
 
-def _grid(calls: int, samples: int) -> tuple[Tensor, Tensor]:
-    k, b = torch.meshgrid(torch.arange(calls), torch.arange(samples), indexing="ij")
+def _grid(num_evals: int, samples: int) -> tuple[Tensor, Tensor]:
+    k, b = torch.meshgrid(torch.arange(num_evals), torch.arange(samples), indexing="ij")
     return k, b
 
 

@@ -24,11 +24,8 @@ from genrl_core.interfaces.configs import PolicyConfig, RewardConfig, SamplerCon
 from genrl_core.interfaces.media import Media, Prompt
 from genrl_core.interfaces.policy import Policy
 from genrl_core.interfaces.records import (
-    KL_FIELDS,
     Denoising,
-    Others,
     Plan,
-    Scored,
     Tensors,
     Terms,
     Trajectory,
@@ -106,8 +103,8 @@ class ToySequence(_ToyPolicy):
         """The exact likelihood needs no corruption, only how many symbols it sums over."""
         return {"events": torch.full((draws, len(streams), 1), 2)}
 
-    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
-        return Scored(log_probs=self.log_probs(final["tokens"])[0].sum(1, keepdim=True))
+    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Tensor:
+        return self.log_probs(final["tokens"])[0].sum(1, keepdim=True)
 
 
 class ToySequenceSampler(Sampler):
@@ -131,29 +128,33 @@ class ToySequenceSampler(Sampler):
         terms = Terms(log_probs, ones, step, ones.bool(), num_evals=1, value=value)
         return Trajectory(cond, {"tokens": tokens}, {"tokens": tokens}, terms)
 
-    def score(
-        self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor,
-        want: frozenset[str], others: Others,
-    ) -> Scored:  # fmt: skip
+    def densities(
+        self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor
+    ) -> tuple[Transition, Tensors]:
         assert isinstance(policy, ToySequence)
         tokens = trajectory.trace["tokens"][b]
-        found: Tensors = {}
-        compared = {}
-        for slot in others:
-            if KL_FIELDS[slot] in want:
-                with others[slot](), torch.no_grad():
-                    compared[slot] = policy.log_probs(tokens)[1]
-        log_probs, log_p = policy.log_probs(tokens)
-        if "log_probs" in want:
-            found["log_probs"] = log_probs
-        if "entropy" in want:
-            found["entropy"] = -(log_p.exp() * log_p).sum(-1)
-        if "value" in want:
-            found["value"] = policy.values(tokens)
-        for slot, other in compared.items():
-            first, second = (other, log_p) if slot == "lagging" else (log_p, other)
-            found[KL_FIELDS[slot]] = (first.exp() * (first - second)).sum(-1)
-        return Scored(**found)
+        values = policy.values(tokens) if policy.predicts_value else None
+        return _BothSymbols(policy.log_probs(tokens)[1], values), {"tokens": tokens}
+
+
+class _BothSymbols(Transition):
+    """The categoricals of both symbols: ``[R, 2, V]``."""
+
+    def __init__(self, log_p: Tensor, values: Tensor | None):
+        self._log_p, self._values = log_p, values
+
+    def log_prob(self, action: Tensors) -> Tensor:
+        return self._log_p.gather(-1, action["tokens"].unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        return -(self._log_p.exp() * self._log_p).sum(-1)
+
+    def kl(self, other: Transition) -> Tensor:
+        assert isinstance(other, _BothSymbols)
+        return (self._log_p.exp() * (self._log_p - other._log_p)).sum(-1)
+
+    def value(self) -> Tensor:
+        return super().value() if self._values is None else self._values
 
 
 class ToyCanvas(_ToyPolicy):

@@ -1,8 +1,8 @@
 """One update without a run: rollouts of given trajectories, and a learner for them."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ from genrl_core.interfaces.objective import Objective
 from genrl_core.interfaces.policy import Policy
 from genrl_core.interfaces.records import Plan, Trajectory
 from genrl_core.interfaces.sampler import Sampler
+from genrl_core.loop.advantage import Advantages
 from genrl_core.loop.distributed import Runtime
-from genrl_core.loop.preparation import Prepared, Side, sides_of
+from genrl_core.loop.objectives import group_objectives
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig, TrainConfig
 from genrl_core.loop.update import Learner
+from genrl_core.loop.views import Context, Prepared, View, view_class
 from genrl_core.loop.weights import WeightSets
 from genrl_core.testing.enumerable import ToyReward
 
@@ -38,47 +40,91 @@ def rollout_of(
     prompts = tuple(Prompt(f"group {g}", "toy") for g in range(int(group.max()) + 1))
     plan = Plan(0, 0, 0, prompts, group, torch.arange(count))
     return Rollout(
-        replace(trajectory, terms=terms), torch.arange(count), terms, reward.double(),
-        torch.ones(count, dtype=torch.bool), group, (plan,), Media("text", texts=("",) * count),
-        tuple(plan.sample_prompts()), {}, None,
+        trajectory=replace(trajectory, terms=terms), sample_index=torch.arange(count), terms=terms,
+        reward=reward.double(), valid=torch.ones(count, dtype=torch.bool), group=group,
+        parts=(plan,), media=Media("text", texts=("",) * count),
+        prompts=tuple(plan.sample_prompts()),
     )  # fmt: skip
+
+
+@dataclass
+class SingleUpdates:
+    """A learner without a run: what tests look at one update through.
+
+    Attributes:
+        learner: of the training loop, with plain gradient descent.
+        advantages: the section ``advantage`` at work.
+    """
+
+    learner: Learner
+    advantages: Advantages
+
+    def learn(
+        self, rollout: Rollout, seed: int = 0, iteration: int = 0
+    ) -> tuple[dict[str, float], str | None]:
+        """All updates of an iteration, as a trainer makes them."""
+        return self.learner.learn(rollout, self.advantages(rollout), seed, iteration)
+
+    def prepare(self, rollout: Rollout, update: int = 0) -> list[Prepared]:
+        """What an update begins with, group by group."""
+        advantage = self.advantages(rollout)
+        groups = self.learner.groups
+        return [self.learner.prepare(group, rollout, advantage, update) for group in groups]
 
 
 def learner_for(
     policy: Policy, sampler: Sampler, objectives: Mapping[str, tuple[float, Objective]],
     weight_sets: WeightSets | None = None, advantage: AdvantageConfig | None = None,
-    rate: float = 1.0,
-    chance: Tensor | None = None, **train: object,
-) -> Learner:  # fmt: skip
+    rate: float = 1.0, chance: Tensor | None = None, *,
+    views: str | Mapping[str, str] = "steps", **train: object,
+) -> SingleUpdates:  # fmt: skip
     """A learner with plain gradient descent, for tests that look at single updates.
 
-    ``chance`` (``[B]``) multiplies the terms of the views elbo and denoising, as the ``weight`` of
-    ``rollout_of`` does those of the steps. The view reward differentiates the toys' own.
+    Args:
+        policy, sampler: of whom rollouts are.
+        objectives: label -> (weight, objective).
+        weight_sets: with what the objectives compare with; silent: the current weights alone.
+        advantage: the section; silent: its defaults.
+        rate: the learning rate.
+        chance: ``[B]``, multiplies the terms of the views elbo and denoising, as the ``weight`` of
+            ``rollout_of`` does those of the steps.
+        views: of all objectives, or label -> view.
+        train: fields of the section ``train``.
+
+    The view reward differentiates the toys' own.
     """
     weight_sets = weight_sets or WeightSets(policy)
-    wanted = next(o.view for _, o in objectives.values() if o.view is not None)
-    sides = sides_of((o.view or wanted, label, w, o) for label, (w, o) in objectives.items())
+    named = {label: views if isinstance(views, str) else views[label] for label in objectives}
+    groups = group_objectives(
+        (weighed(named[label], chance), label, w, o) for label, (w, o) in objectives.items()
+    )
     fields = {"iterations": 1, "num_prompts": 1, "learning_rate": rate, "max_grad_norm": None}
-    config = TrainConfig.model_validate(fields | train)
+    settings = advantage or AdvantageConfig()
+    context = Context(
+        policy, sampler, weight_sets, TrainConfig.model_validate(fields | train), settings,
+        Runtime("cpu"), {"toy_reward": (1.0, ToyReward())},
+    )  # fmt: skip
     optimizer = torch.optim.SGD(list(weight_sets.trainable.values()), lr=rate)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    learner = Learner if chance is None else partial(_WeighedLearner, chance)
-    return learner(
-        policy, sampler, weight_sets, sides, config, advantage or AdvantageConfig(), optimizer,
-        scheduler, Runtime("cpu"), {"toy_reward": (1.0, ToyReward())},
-    )  # fmt: skip
+    return SingleUpdates(Learner(groups, context, optimizer, scheduler), Advantages(settings))
 
 
-class _WeighedLearner(Learner):
-    """Every sample counts as much as it is probable, on the views whose terms are drawn anew."""
+@cache
+def _weighed(view: type[View], chance: Tensor) -> type[View]:
+    class Weighed(view):  # type: ignore[misc,valid-type]  # a class made of another
+        @classmethod
+        def prepare(cls, *given: Any) -> Prepared:
+            ready = view.prepare(*given)
+            weight = ready.batch.weight * chance.to(ready.batch.weight)
+            return replace(ready, batch=replace(ready.batch, weight=weight))
 
-    def __init__(self, chance: Tensor, *parts: Any):
-        super().__init__(*parts)
-        self._chance = chance
+    return Weighed
 
-    def prepare(self, side: Side, rollout: Rollout, advantage: Tensor, update: int) -> Prepared:
-        ready = super().prepare(side, rollout, advantage, update)
-        if side.view == "steps":  # their terms carry it already
-            return ready
-        weight = ready.batch.weight * self._chance.to(ready.batch.weight)
-        return replace(ready, batch=replace(ready.batch, weight=weight))
+
+def weighed(name: str, chance: Tensor | None) -> type[View]:
+    """A view whose samples count as much as they are probable, where its terms are drawn anew.
+
+    The terms of the view ``steps`` carry their weight already.
+    """
+    view = view_class(name)
+    return view if chance is None or name == "steps" else _weighed(view, chance)

@@ -18,7 +18,6 @@ from genrl_core import (
     GenRLError,
     Policy,
     PolicyConfig,
-    Scored,
     Streams,
     Tensors,
 )
@@ -86,19 +85,6 @@ class AutoregressivePolicy(Policy):
             "implement logits_and_values, or leave policy.value_head out"
         )
 
-    def unconditional(self, cond: Tensors) -> Tensors:  # noqa: ARG002  # for subclasses
-        """What takes the place of ``cond`` on the unguided side: the same names, R rows each.
-
-        The prompts may be shorter or longer.
-
-        Raises:
-            GenRLError: by default, since only the policy knows its empty prompt.
-        """
-        raise GenRLError(
-            f"{type(self).__name__} has no unconditional prompt, which a sampler.guidance_scale "
-            "other than 1 needs: set guidance_scale: 1, or implement unconditional(cond)"
-        )
-
     def corrupt(
         self, final: Tensors, streams: Streams, draws: int, update: int, updates: int  # noqa: ARG002
     ) -> Tensors:  # fmt: skip
@@ -124,7 +110,7 @@ class AutoregressivePolicy(Policy):
         # Predictions of several weights are subtracted, and of -inf no number would be left.
         return Denoising(teacher_forced(self, tokens, cond).clamp(min=-1e9), error)
 
-    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:  # noqa: ARG002
+    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Tensor:  # noqa: ARG002
         """``sum over t of log p(token t | prompt, tokens before)``, exact: ``[R, 1]``.
 
         At temperature 1 and without guidance, whatever drew the sample.
@@ -132,7 +118,7 @@ class AutoregressivePolicy(Policy):
         tokens, length = trimmed(final)
         found = token_log_probs(teacher_forced(self, tokens, cond), tokens)
         inside = within(length, tokens.shape[1])
-        return Scored(log_probs=found.masked_fill(~inside, 0.0).sum(-1, keepdim=True))
+        return found.masked_fill(~inside, 0.0).sum(-1, keepdim=True)
 
 
 def teacher_forced(policy: AutoregressivePolicy, tokens: Tensor, cond: Tensors) -> Tensor:

@@ -10,7 +10,7 @@ recipe says otherwise, and truncated sampling gives no densities; trainers often
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -26,18 +26,16 @@ from genrl_autoregressive.policy import (
     within,
 )
 from genrl_core import (
-    KL_FIELDS,
-    Others,
     Plan,
     Policy,
     Prompt,
     Reading,
     RecipeError,
     Sampler,
-    Scored,
     Tensors,
     Terms,
     Trajectory,
+    Transition,
     select_rows,
 )
 from genrl_core.functional import guided
@@ -143,41 +141,16 @@ class TokenSampler(Sampler):
         terms = Terms(padded[0], events=mask.long(), step=step, mask=mask, num_evals=1, value=value)
         return Trajectory(cond, dict(final), final, terms)
 
-    def score(
-        self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor,  # noqa: ARG002  # K = 1
-        want: frozenset[str], others: Others,
-    ) -> Scored:  # fmt: skip
+    def densities(
+        self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor  # noqa: ARG002  # K = 1
+    ) -> tuple[Transition, Tensors]:  # fmt: skip
         if self.config.truncates:
             raise NotImplementedError("truncated sampling has no step densities")
         known = cast(AutoregressivePolicy, policy)
-        cond, full = select_rows(trajectory.cond, b), select_rows(trajectory.trace, b)
+        full = select_rows(trajectory.trace, b)
         tokens, length = trimmed(full)
-        compared: Tensors = {}
-        # Other slots run first: none may change between a forward with gradient and its backward.
-        for slot in sorted(others):
-            if KL_FIELDS[slot] in want:
-                with others[slot](), torch.no_grad():
-                    compared[slot] = self._scored_by(known, tokens, cond)[0]
-        logits, values = self._scored_by(known, tokens, cond)
-        found: Tensors = {}
-        if "log_probs" in want:
-            found["log_probs"] = distribution.token_log_probs(logits, tokens)
-        if "entropy" in want:
-            found["entropy"] = distribution.entropies(logits)
-        if "value" in want:
-            if values is None:
-                raise NotImplementedError(f"{type(policy).__name__} predicts no value")
-            found["value"] = values
-        for slot, other in compared.items():
-            first, second = (other, logits) if slot == "lagging" else (logits, other)
-            found[KL_FIELDS[slot]] = distribution.divergences(first, second)
-        outside = ~within(length, tokens.shape[1])
-        missing = full["tokens"].shape[1] - tokens.shape[1]
-        shaped = {
-            name: torch.nn.functional.pad(values.masked_fill(outside, 0.0), (0, missing))
-            for name, values in found.items()
-        }
-        return Scored(**shaped)
+        logits, values = self._scored_by(known, tokens, select_rows(trajectory.cond, b))
+        return _TokenDensities(logits, values, length, full["tokens"].shape[1]), {"tokens": tokens}
 
     def _scored_by(
         self, policy: AutoregressivePolicy, tokens: Tensor, cond: Tensors
@@ -194,7 +167,7 @@ class TokenSampler(Sampler):
                 without = teacher_forced_outputs(policy, tokens, policy.unconditional(cond))[0]
             given, values = teacher_forced_outputs(policy, tokens, cond)
             return self.combine(given, without).scored, values
-        both = _both(cond, policy.unconditional(cond))
+        both = policy.both_sides(cond)
         logits, values = teacher_forced_outputs(policy, torch.cat([tokens, tokens]), both)
         given, without = logits.chunk(2)
         return self.combine(given, without).scored, _prompted(values)
@@ -212,6 +185,41 @@ class TokenSampler(Sampler):
         return Pair(drawn, plain if config.guidance_density == "conditional" else drawn)
 
 
+@dataclass(frozen=True)
+class _TokenDensities(Transition):
+    """The distributions of all tokens of R samples, one term each; 0 behind a sample's end.
+
+    Attributes:
+        logits: ``[R, T, V]``, T the longest sample's tokens.
+        values: ``[R, T]``, or None.
+        length: ``[R]`` int64.
+        width: M, the sampler's limit.
+    """
+
+    logits: Tensor
+    values: Tensor | None
+    length: Tensor
+    width: int
+
+    def log_prob(self, action: Tensors) -> Tensor:
+        return self._terms(distribution.token_log_probs(self.logits, action["tokens"]))
+
+    def entropy(self) -> Tensor:
+        return self._terms(distribution.entropies(self.logits))
+
+    def kl(self, other: Transition) -> Tensor:
+        assert isinstance(other, _TokenDensities)
+        return self._terms(distribution.divergences(self.logits, other.logits))
+
+    def value(self) -> Tensor:
+        return super().value() if self.values is None else self._terms(self.values)
+
+    def _terms(self, found: Tensor) -> Tensor:
+        outside = ~within(self.length, found.shape[1])
+        missing = self.width - found.shape[1]
+        return torch.nn.functional.pad(found.masked_fill(outside, 0.0), (0, missing))
+
+
 class Pair(NamedTuple):
     """Logits ``[..., V]``: what a token is drawn from, and what its density is taken of."""
 
@@ -224,7 +232,7 @@ class _Reader:
 
     def __init__(self, sampler: TokenSampler, policy: AutoregressivePolicy, cond: Tensors):
         self._sampler, self._policy = sampler, policy
-        self._cond = _both(cond, policy.unconditional(cond)) if sampler.guided else cond
+        self._cond = policy.both_sides(cond) if sampler.guided else cond
         self._mask, self._past = torch.empty(0), cast(Any, None)
 
     def begin(self) -> tuple[Pair, Tensor | None]:
@@ -252,14 +260,3 @@ class _Reader:
 def _prompted(values: Tensor | None) -> Tensor | None:
     """Of values of both sides, those of the prompted one."""
     return None if values is None else values.chunk(2)[0]
-
-
-def _both(cond: Tensors, without: Tensors) -> Tensors:
-    """Both sides in one batch, the prompted rows first; shorter prompts are padded at their end."""
-    width = max(cond["prompt"].shape[1], without["prompt"].shape[1])
-
-    def padded(side: Tensors, name: str) -> Tensor:
-        missing = width - side[name].shape[1] if name in ("prompt", "prompt_mask") else 0
-        return torch.nn.functional.pad(side[name], (0, missing)) if missing else side[name]
-
-    return {name: torch.cat([padded(cond, name), padded(without, name)]) for name in without}

@@ -6,13 +6,13 @@ latents x = alpha x0 + sigma eps      flow matching: alpha = 1 - t, sigma = t, t
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from genrl_core import Capability, Denoising, GenRLError, Policy, Scored, Streams, Tensors
-from genrl_core.functional import guided
+from genrl_core import Capability, Denoising, GenRLError, Policy, Streams, Tensors
 from genrl_diffusion import DiffusionPolicyConfig
 
 Prediction = Literal["velocity", "epsilon", "v", "sample"]
@@ -94,17 +94,6 @@ class DiffusionPolicy(Policy):
         the constant ``-log(sigma / alpha sqrt(2 pi))`` per element.
         """
 
-    def unconditional(self, cond: Tensors) -> Tensors:  # noqa: ARG002  # for subclasses
-        """What takes the place of ``cond`` on the unguided side: same names and shapes.
-
-        Raises:
-            GenRLError: by default, since only the policy knows its empty prompt.
-        """
-        raise GenRLError(
-            f"{type(self).__name__} has no unconditional prompt, which a sampler.guidance_scale "
-            "other than 1 needs: set guidance_scale: 1, or implement unconditional(cond)"
-        )
-
     def split(
         self, prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -174,7 +163,7 @@ class DiffusionPolicy(Policy):
 
         return Denoising(_full(self.predict(x, time.to(x.dtype), cond)), error, weight)
 
-    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
+    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Tensor:
         """``-w x`` the denoising error, ``[R, 1]``, w by ``policy.elbo.weighting``.
 
         It bounds the log-likelihood for one weighting alone, ``elbo``: then the number of elements
@@ -186,7 +175,7 @@ class DiffusionPolicy(Policy):
         denoising = self.denoising(final, cond, corruption)
         error = denoising.error(denoising.prediction)
         weight = self._weight(corruption["time"]).to(error.dtype)
-        return Scored(log_probs=-(weight * error).unsqueeze(1))
+        return -(weight * error).unsqueeze(1)
 
     def _clean_slope(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """How much x0_hat moves with the prediction, see ``split``: ``[R]``."""
@@ -268,17 +257,10 @@ def guided_outputs(
     """``guided_prediction``; and the values of the prompted side, ``[R]``, where predicted.
 
     The one place where diffusion policies are guided, in the rollout, its density and evaluation
-    alike, by the formula of all paradigms (``genrl_core.functional.guided``). At 1 it is off and
+    alike, by ``Policy.guide``. At 1 it is off and
     costs nothing.
     """
-    if guidance_scale == 1:
-        return _outputs(policy, x, time, cond)
-    uncond = policy.unconditional(cond)
-    both = {name: torch.cat([tensor, uncond[name]]) for name, tensor in cond.items()}
-    found, values = _outputs(policy, torch.cat([x, x]), torch.cat([time, time]), both)
-    with_prompt, without = found.chunk(2)
-    combined = guided(with_prompt, without, guidance_scale)
-    return combined, None if values is None else values.chunk(2)[0]
+    return policy.guide(partial(_outputs, policy), (x, time), cond, guidance_scale)
 
 
 def _outputs(

@@ -1,6 +1,7 @@
 """The base of masked policies: logits of masked positions, and the bound that they give."""
 
 from abc import abstractmethod
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,9 @@ from genrl_core import (
     GenRLError,
     Policy,
     RecipeError,
-    Scored,
     Streams,
     Tensors,
 )
-from genrl_core.functional import guided
 from genrl_masked import MaskedPolicyConfig
 from genrl_masked.corruption import log_level_weight, remasked
 from genrl_masked.transitions import code_log_probs
@@ -91,17 +90,6 @@ class MaskedPolicy(Policy):
             "implement logits_and_values(canvas, cond), or leave policy.value_head out"
         )
 
-    def unconditional(self, cond: Tensors) -> Tensors:  # noqa: ARG002  # for subclasses
-        """What takes the place of ``cond`` on the unguided side: same names and shapes.
-
-        Raises:
-            GenRLError: by default, since only the policy knows its empty prompt.
-        """
-        raise GenRLError(
-            f"{type(self).__name__} has no unconditional prompt, which a sampler.guidance_scale "
-            "other than 1 needs: set guidance_scale: 1, or implement unconditional(cond)"
-        )
-
     def mask_prompt(self, cond: Tensors, where: Tensor) -> Tensors:  # noqa: ARG002  # for subclasses
         """``cond`` with tokens of the prompt hidden: same names and shapes.
 
@@ -158,7 +146,7 @@ class MaskedPolicy(Policy):
 
         return Denoising(_at_least_float32(self.logits(canvas, cond)), error)
 
-    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
+    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Tensor:
         """The log-probabilities of the n masked positions, as a sum or one by one: ``[R, M]``.
 
         With ``granularity: sample`` M is 1: ``-N w(n) x`` their mean cross-entropy, of N events.
@@ -181,12 +169,12 @@ class MaskedPolicy(Policy):
         if config.granularity == "sample":
             error = denoising.error(denoising.prediction)
             scale = (masked.sum(-1) * importance).to(error.dtype)
-            return Scored(log_probs=-(scale * error).unsqueeze(1))
+            return -(scale * error).unsqueeze(1)
         log_probs = denoising.prediction.log_softmax(-1)
         terms = code_log_probs(log_probs, final["tokens"]).masked_fill(~masked, 0.0)
         if config.combine or config.weighting == "elbo" or "ratio" in corruption:
             terms = importance.to(terms.dtype).unsqueeze(1) * terms
-        return Scored(log_probs=terms)
+        return terms
 
     def _importance(self, corruption: Tensors) -> Tensor:
         """What the sum over the masked positions is multiplied with: ``[R]`` float64."""
@@ -213,26 +201,19 @@ def guided_outputs(
     """``guided_logits``; and the values of the prompted side, ``[R]``, where predicted.
 
     The one place where masked policies are guided, in the rollout, its density and evaluation
-    alike, by the formula of all paradigms (``genrl_core.functional.guided``). At 1 it is off and
+    alike, by ``Policy.guide``. At 1 it is off and
     costs nothing.
 
     Args:
         policy, canvas, cond, guidance_scale: as there.
         positions: ``[R, S]`` int64, the positions whose logits are wanted; None for all.
     """
-    if guidance_scale == 1:
-        return _outputs(policy, canvas, cond, positions)
-    uncond = policy.unconditional(cond)
-    both = {name: torch.cat([tensor, uncond[name]]) for name, tensor in cond.items()}
-    twice = None if positions is None else torch.cat([positions, positions])
-    logits, values = _outputs(policy, torch.cat([canvas, canvas]), both, twice)
-    with_prompt, without = logits.chunk(2)
-    found = guided(with_prompt, without, guidance_scale)
-    return found, None if values is None else values.chunk(2)[0]
+    predict = partial(_outputs, policy)
+    return policy.guide(predict, (canvas, positions), cond, guidance_scale)
 
 
 def _outputs(
-    policy: MaskedPolicy, canvas: Tensor, cond: Tensors, positions: Tensor | None
+    policy: MaskedPolicy, canvas: Tensor, positions: Tensor | None, cond: Tensors
 ) -> tuple[Tensor, Tensor | None]:
     if policy.predicts_value:
         logits, values = policy.logits_and_values(canvas, cond)

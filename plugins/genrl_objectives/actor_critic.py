@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from genrl_core import Batch, Objective
+from genrl_core import Batch, Metric, Objective
 from genrl_core.functional import (
     beyond_bound,
     bounded_exp,
@@ -36,7 +36,7 @@ class Ppo(Objective):
     def __init__(self, config: "PpoConfig"):
         self._config = config
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor | Metric]]:
         config, value, recorded = self._config, batch.need("value"), batch.need("old_value")
         advantage = generalized_advantage(
             recorded, batch.reward.to(recorded), batch.step, batch.denominator_mask, config.gamma,
@@ -58,7 +58,7 @@ class Ppo(Objective):
         moved = bounded_exp(ratio.detach())
         return batch.reduce(entries, config.reduce), {
             "ratio_mean": moved,
-            "ratio_max": moved,
+            "ratio_max": Metric(moved, "max"),
             "clip_fraction": is_clipped(ratio.detach(), advantage, *clip).to(moved),
             "ratio_bounded": beyond_bound(ratio.detach()).to(moved),
             "value_error": (value - target).square(),

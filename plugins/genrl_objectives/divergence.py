@@ -20,7 +20,6 @@ class Kl(Objective):
     counts the terms whose log-ratio to the reference, or to ``old``, is beyond 20 nats.
     """
 
-    view = None
     separable = True
 
     def __init__(self, config: "KlConfig"):
@@ -50,7 +49,6 @@ class Entropy(Objective):
     left out, as everywhere (arXiv 1602.01783, section 4).
     """
 
-    view = None
     needs = frozenset({"entropy"})
     separable = True
 

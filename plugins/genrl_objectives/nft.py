@@ -33,12 +33,10 @@ class Nft(Objective):
     distance of the two distributions: never negative, and their KL to second order.
     """
 
-    view = "denoising"
     separable = True
 
     def __init__(self, config: "NftConfig"):
         self._config, beta, other = config, config.beta, config.partner
-        self.draw_with = "lagging" if other == "lagging" else "current"
         self.needs = frozenset({"error_weights"} if config.normalize else ())
         self.mixtures = (
             {"current": beta, other: 1 - beta},

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from genrl_core import Batch, Objective
+from genrl_core import Batch, Metric, Objective
 from genrl_core.functional import beyond_bound, bounded_exp, log_ratio
 
 if TYPE_CHECKING:
@@ -20,10 +20,9 @@ class Reinforce(Objective):
     separable = True
 
     def __init__(self, config: "ReinforceConfig"):
-        self.view = config.view
         self._config = config
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor | Metric]]:
         loss = batch.reduce(-batch.advantage * batch.log_probs, self._config.reduce)
         return loss, {"log_probs": batch.log_probs}
 
@@ -38,12 +37,11 @@ class PolicyGradient(Objective):
     """
 
     def __init__(self, config: "RatioConfig"):
-        self.view = config.view
         self.needs = config.fields_needed()
         self.separable = not config.couples()
         self._config = config
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor | Metric]]:
         config = self._config
         ratio = log_ratio(
             batch.log_probs,
@@ -57,7 +55,7 @@ class PolicyGradient(Objective):
         value = bounded_exp(ratio.detach())
         return batch.reduce(entries, config.reduce), {
             "ratio_mean": value,
-            "ratio_max": value,
+            "ratio_max": Metric(value, "max"),
             "clip_fraction": held.to(value),
             "ratio_bounded": beyond_bound(ratio.detach()).to(value),
             "log_probs": batch.log_probs,

@@ -27,7 +27,6 @@ class Dpo(Objective):
     needs = frozenset({"reference"})
 
     def __init__(self, config: "DpoConfig"):
-        self.view = config.view
         self._config = config
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -54,10 +53,10 @@ class Dpo(Objective):
             events = batch.events.clamp(min=1) if config.over == "mean" else 1
             low, high = math.log1p(-config.ratio_clip), math.log1p(config.ratio_clip)
             gap = (gap / events).clamp(low, high) * events
-        if config.level == "sequence" or self.view == "elbo":
+        if config.level == "sequence" or batch.view == "elbo":
             gap = gap * batch.weight
         gap = torch.where(batch.mask, gap, torch.zeros_like(gap))
-        if config.over == "sum" and self.view == "elbo" and config.level == "sequence":
+        if config.over == "sum" and batch.view == "elbo" and config.level == "sequence":
             return gap / (batch.step.max() + 1)  # of a bound the step is the draw
         if config.over == "sum":
             return gap
@@ -78,7 +77,6 @@ class Dgpo(Objective):
     """
 
     def __init__(self, config: "DgpoConfig"):
-        self.view = config.view
         self.needs = frozenset(
             {"reference"} | ({"old_log_probs"} if config.epsilon is not None else set())
         )

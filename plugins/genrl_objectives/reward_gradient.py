@@ -27,7 +27,6 @@ class RewardGradient(Objective):
     whatever the reward is blind to, so compare a held-out measure.
     """
 
-    view = "reward"
     separable = True
 
     def __init__(self, config: "RewardGradientConfig"):

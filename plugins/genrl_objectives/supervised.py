@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from genrl_core import Batch, Objective
+from genrl_core import Batch, Metric, Objective
 from genrl_core.functional import group_mean, group_softmax
 
 if TYPE_CHECKING:
@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 class Sft(Objective):
     """Minus the bound on the log-likelihood of the samples, whatever drew them."""
 
-    view = "elbo"
     separable = True
 
     def __init__(self, config: "SftConfig"):
         self._config = config
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor | Metric]]:
         return batch.reduce(-batch.log_probs, self._config.reduce), {"bound": batch.log_probs}
 
 
@@ -32,17 +31,16 @@ class _Weighted(Objective):
     separable = True
 
     def __init__(self, config: "RwrConfig | BestOfNConfig | Wd1Config"):
-        self.view = config.view
         self._reduce = config.reduce
 
     @abstractmethod
     def weights(self, batch: Batch) -> Tensor:
         """The weight of every term, ``[T, B]``."""
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor | Metric]]:
         weights = self.weights(batch)
         loss = batch.reduce(-weights * batch.log_probs, self._reduce)
-        return loss, {"weight_max": weights, "bound": batch.log_probs}
+        return loss, {"weight_max": Metric(weights, "max"), "bound": batch.log_probs}
 
 
 class Rwr(_Weighted):

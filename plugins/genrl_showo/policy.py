@@ -1,18 +1,17 @@
 """The Show-o policy: text and image codes in, logits over the codes out, pixels by MAGVIT-v2."""
 
-import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch import Tensor
 
 from genrl_core import Media, Prompt, Reading, RecipeError, Tensors
 from genrl_masked import MaskedPolicy
 from genrl_showo.layout import framed, prompt_ids
 from genrl_showo.magvit import MagvitV2, load_magvit
-from genrl_showo.network import Prefix, ShowoNetwork
+from genrl_showo.network import Prefix
 from genrl_showo.weights import load_showo
 
 if TYPE_CHECKING:
@@ -46,10 +45,10 @@ class ShowoPolicy(MaskedPolicy):
         self.num_prompt_tokens = config.max_text_tokens + 1
         self._text_length = config.max_text_tokens
         self._images_per_decode = config.images_per_decode
-        self._memory = PrefixMemory()
+        self._kept: tuple[Tensor, Prefix] | None = None
+        self._keeps = False
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensors:
-        self._memory.forget()  # a rollout begins, whatever was done to the weights since the last
         return {
             "prompt": self._ids([prompt.text for prompt in prompts]),
             "negative": self._ids([prompt.negative for prompt in prompts]),
@@ -97,13 +96,28 @@ class ShowoPolicy(MaskedPolicy):
         return self._logits(canvas, cond, positions)
 
     def _logits(self, canvas: Tensor, cond: Tensors, positions: Tensor | None) -> Tensor:
-        network = cast(ShowoNetwork, self.network)
         prompt, rows = torch.unique(cond["prompt"], dim=0, return_inverse=True)
-        known = self._memory.recall(network, prompt)
-        logits, prefix = self.network(canvas, prompt, rows, known, positions)
-        self._memory.keep(network, prompt, prefix)
+        logits, prefix = self.network(canvas, prompt, rows, self._prefix_of(prompt), positions)
+        if self._keeps and not torch.is_grad_enabled():
+            self._kept = (prompt, prefix)
         found: Tensor = logits if logits.dtype == torch.float64 else logits.float()
         return found
+
+    @contextmanager
+    def prefill(self, cond: Tensors) -> Iterator[None]:  # noqa: ARG002  # the first call sees it
+        """Keys and values of the prompts are kept from the first call of a rollout to its end."""
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps, self._kept = False, None
+
+    def _prefix_of(self, prompt: Tensor) -> Prefix | None:
+        """The prefix of these prompts, if it is known and no gradient is wanted."""
+        if self._kept is None or torch.is_grad_enabled():
+            return None
+        known, prefix = self._kept
+        return prefix if known.shape == prompt.shape and torch.equal(known, prompt) else None
 
     def decode(self, final: Tensors) -> Media:
         tokenizer = self.image_tokenizer.to(final["tokens"].device)
@@ -125,59 +139,3 @@ def _image_tokenizer(source: str, codes: int) -> MagvitV2:
             "(showlab/magvitv2 for Show-o)"
         )
     return found
-
-
-class PrefixMemory:
-    """What was last read of the prompts, while neither they nor the weights change.
-
-    It serves calls without gradient alone, which a rollout makes. A call with gradient empties it,
-    since activations want the memory, and so does a step of any optimizer: a fused one writes
-    parameters without counting it, so that ``_state_of`` alone would not see it.
-    """
-
-    def __init__(self) -> None:
-        self.forget()
-        own = weakref.ref(self)
-
-        def stepped(*_: object) -> None:
-            if (memory := own()) is not None:
-                memory.forget()
-
-        hook = register_optimizer_step_post_hook(stepped)
-        weakref.finalize(self, hook.remove)
-
-    def forget(self) -> None:
-        """Hold nothing."""
-        self._prompt: Tensor | None = None
-        self._prefix: Prefix | None = None
-        self._weights: tuple[object, ...] = ()
-
-    def recall(self, network: nn.Module, prompt: Tensor) -> Prefix | None:
-        """The prefix of these prompts under the present weights, if it is known."""
-        if torch.is_grad_enabled() or self._prompt is None:
-            return None
-        same = self._prompt.shape == prompt.shape and torch.equal(self._prompt, prompt)
-        return self._prefix if same and self._weights == _state_of(network) else None
-
-    def keep(self, network: nn.Module, prompt: Tensor, prefix: Prefix) -> None:
-        """Remember the prefix, or forget all where gradients are wanted."""
-        if torch.is_grad_enabled():
-            self.forget()
-        else:
-            self._prompt, self._prefix, self._weights = prompt, prefix, _state_of(network)
-
-
-def _state_of(network: nn.Module) -> tuple[object, ...]:
-    """Equal for equal weights: where each parameter lies, how often it was written, which adapters.
-
-    Peft switches adapters without touching a parameter; its layers say which are active.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    written = ((p.data_ptr(), p._version) for p in network.parameters())  # noqa: SLF001  # no other way
-    adapters = (
-        (module.disable_adapters, *module.active_adapters)
-        for module in network.modules()
-        if isinstance(module, BaseTunerLayer)
-    )
-    return (*written, *adapters)

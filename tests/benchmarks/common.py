@@ -34,13 +34,12 @@ def run_task(task: Task) -> tuple[Task, dict[str, Row]]:
     """Train and measure in this process, on one thread: label -> figures."""
     import torch
 
-    from genrl_core.loop.trainer import Trainer
     from genrl_core.recipe.recipe import load_recipe
 
     torch.set_num_threads(1)
     fixed = [f"run.seed={task.seed}", "run.threads=1", "run.device=cpu"]
     recipe = load_recipe(task.recipe, [*fixed, *task.overrides])
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
 
     def measured(**overrides: Any) -> Row:
         found = trainer.evaluate(**overrides).metrics

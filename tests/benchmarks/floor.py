@@ -3,7 +3,7 @@
     python tests/benchmarks/floor.py [--against COMMIT] [--write] [CASE ...]
 
 The bare work of an iteration, its floor, is what its network did: the same forwards on the same
-inputs, the same backwards from the same gradients, the clip and the optimizer's steps, replayed
+inputs, the same backwards from the same gradients, the clip and the optimizer's steps, backprop_steps
 without the framework. Iterations and their floors alternate in one process on one thread, each from
 the same weights; two commits alternate in one run, process by process. Ratios are medians over
 pairs, of seconds of the processor, which other jobs disturb least. Writes floor.json, with the
@@ -86,8 +86,8 @@ def recorded(trainer: "Trainer") -> list[Call | str]:
         before.update(found if hasattr(found, "keys") else {})
 
     hooks = [
-        trainer.policy.network.register_forward_hook(note, with_kwargs=True),
-        trainer.optimizer.register_step_post_hook(lambda *_: events.append(STEP)),
+        trainer.parts.policy.network.register_forward_hook(note, with_kwargs=True),
+        trainer.parts.optimizer.register_step_post_hook(lambda *_: events.append(STEP)),
     ]
     trainer.step()
     for hook in hooks:
@@ -115,13 +115,13 @@ def backprop(trainer: "Trainer", events: Sequence[Call | str]) -> None:
     for event in events:
         if isinstance(event, str):
             torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad(set_to_none=True)
+            trainer.parts.optimizer.step()
+            trainer.parts.optimizer.zero_grad(set_to_none=True)
             continue
         kwargs = {name: _kept(value) for name, value in event.kwargs.items()}
         kwargs |= {name: found[key] for name, key in event.past.items()}
         with torch.set_grad_enabled(event.grad):
-            found = trainer.policy.network(*event.args, **kwargs)
+            found = trainer.parts.policy.network(*event.args, **kwargs)
         if event.gradients:
             outputs = _tensors(found)
             reached = [outputs[place] for place in event.gradients]
@@ -131,12 +131,12 @@ def backprop(trainer: "Trainer", events: Sequence[Call | str]) -> None:
 def snapshot(trainer: "Trainer") -> Callable[[], None]:
     """What brings the trainer back to where it is now."""
     weights = {name: p.detach().clone() for name, p in trainer.weight_sets.trainable.items()}
-    optimizer, iteration = copy.deepcopy(trainer.optimizer.state_dict()), trainer.iteration
+    optimizer, iteration = copy.deepcopy(trainer.parts.optimizer.state_dict()), trainer.iteration
 
     def restore() -> None:
         trainer.iteration = iteration
         trainer.weight_sets.load_state_dict(trainer.weight_sets.state_dict() | weights)
-        trainer.optimizer.load_state_dict(copy.deepcopy(optimizer))
+        trainer.parts.optimizer.load_state_dict(copy.deepcopy(optimizer))
 
     return restore
 
@@ -145,11 +145,10 @@ def measure(recipe: str, repeat: int) -> Timed:
     """Iterations and their floors in pairs, in turns, after one of each that does not count."""
     import torch
 
-    from genrl_core.loop.trainer import Trainer
     from genrl_core.recipe.recipe import load_recipe
 
     torch.set_num_threads(1)
-    trainer = Trainer(load_recipe(recipe, ["run.threads=1", "run.device=cpu"]))
+    trainer = build_trainer(load_recipe(recipe, ["run.threads=1", "run.device=cpu"]))
     found: Timed = {"iteration": [], "floor": [], "iteration_wall": [], "floor_wall": []}
     cases = []
     for _ in range(ITERATIONS):

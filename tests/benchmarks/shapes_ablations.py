@@ -71,7 +71,6 @@ def run_task(task: Task) -> tuple[Task, dict[str, Row]]:
     """Train and measure in this process: what was sampled how -> figures."""
     import torch
 
-    from genrl_core.loop.trainer import Trainer
     from genrl_core.recipe.recipe import load_recipe
 
     torch.set_num_threads(1)
@@ -81,10 +80,10 @@ def run_task(task: Task) -> tuple[Task, dict[str, Row]]:
     own = [f"prompts.evaluate={PROMPTS / prompts}.jsonl"]
     own += [f"train.learning_rate={task.rate}"] if task.rate else []
     own += [f"train.iterations={SHORT}"] if task.short else []
-    trainer = Trainer(load_recipe(measuring, [*fixed, *own]))
+    trainer = build_trainer(load_recipe(measuring, [*fixed, *own]))
     trained, training = trainer, trainer
     if task.recipe == LONGER:
-        training = Trainer(load_recipe(LONGER, fixed))
+        training = build_trainer(load_recipe(LONGER, fixed))
     start, drift = time.process_time(), 0.0
     for _ in range(training.recipe.train.iterations if task.recipe != "base" else 0):
         drift = max(drift, training.step().metrics.get("drift", 0.0))

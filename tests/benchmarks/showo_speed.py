@@ -29,6 +29,7 @@ from torch import Tensor
 
 from genrl_core import Media, Plan, Tensors, Trajectory, load_recipe, select_rows
 from genrl_core.loop.trainer import Trainer
+from genrl_core.run.assembly import build_trainer
 from genrl_masked import ConfidenceConfig
 from genrl_masked.sampler import ConfidenceSampler
 from genrl_showo.layout import Vocabulary
@@ -166,15 +167,15 @@ def ours(case: Case, folder: Path, sampler: ConfidenceSampler | None = None) -> 
         "run": {"threads": THREADS, "device": "cpu"},
     })  # fmt: skip
     rewards = {"brightness": lambda media, _: brightness(media.pixels).tolist()}
-    trainer = Trainer(recipe, sampler=sampler, rewards=rewards)
-    trainer.policy.decode = lambda final: Media("image", shades(final["tokens"]))
+    trainer = build_trainer(recipe, sampler=sampler, rewards=rewards)
+    trainer.parts.policy.decode = lambda final: Media("image", shades(final["tokens"]))
     return trainer
 
 
 def theirs(case: Case, folder: Path, trainer: Trainer, checkout: Path) -> Released:
     from transformers import AutoTokenizer
 
-    network = trainer.policy.network
+    network = trainer.parts.policy.network
     return Released(
         checkout, network.showo.config, network.state_dict(),
         AutoTokenizer.from_pretrained(folder / "text"), case, case.group_size, case.steps,
@@ -219,7 +220,9 @@ def compared(case: Case, folder: Path, checkout: Path) -> dict[str, float]:
     densities = torch.stack([one.sum(1) for one in logs[:: 3 - case.candidate]])
     remasked = [one.sum(1).abs().max() for one in logs[1::2]] if case.candidate == 1 else [0.0]
     with torch.no_grad():
-        trajectory = trainer.sampler.rollout(trainer.policy, *replay_inputs(trainer, case))
+        trajectory = trainer.parts.sampler.rollout(
+            trainer.parts.policy, *replay_inputs(trainer, case)
+        )
     mine, drift = gradient_of_a_step(trainer)
     other = {name: parameter.grad.double() for name, parameter in ref.model.named_parameters()}
     own, their = (torch.cat([side[n].flatten() for n in other]) for side in (mine, other))
@@ -240,10 +243,10 @@ def gradient_of_a_step(trainer: Trainer) -> tuple[Tensors, float]:
     found: Tensors = {}
 
     def note(*_: object) -> None:
-        parameters = trainer.policy.network.named_parameters()
+        parameters = trainer.parts.policy.network.named_parameters()
         found.update({name: parameter.grad.double() for name, parameter in parameters})
 
-    trainer.optimizer.register_step_pre_hook(note)
+    trainer.parts.optimizer.register_step_pre_hook(note)
     drift = trainer.step().metrics["drift"]
     return found, drift
 
@@ -251,7 +254,7 @@ def gradient_of_a_step(trainer: Trainer) -> tuple[Tensors, float]:
 def replay_inputs(trainer: Trainer, case: Case) -> tuple[Tensors, Plan]:
     group = torch.zeros(case.group_size, dtype=torch.int64)
     plan = Plan(0, 0, 0, tuple(trainer.prompts), group, torch.arange(case.group_size))
-    return select_rows(trainer.policy.encode(trainer.prompts), group), plan
+    return select_rows(trainer.parts.policy.encode(trainer.prompts), group), plan
 
 
 @contextmanager

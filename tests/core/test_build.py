@@ -15,7 +15,7 @@ from genrl_core.interfaces.reward import Reward
 from genrl_core.loop.distributed import Runtime
 from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.recipe import Recipe, load_recipe
-from genrl_core.run.assembly import build_policy
+from genrl_core.run.assembly import build_policy, build_trainer
 from genrl_core.run.bases import cache_folder
 from genrl_core.run.checkpoint import save
 from genrl_core.testing.directions import check_objective
@@ -68,7 +68,7 @@ def test_a_config_and_its_objective_must_say_the_same(
     def check() -> None:
         check_objective(config, ToyCanvas(), ToyCanvasSampler(), "steps")
 
-    for believe in (lambda: Trainer(recipe), check):
+    for believe in (lambda: build_trainer(recipe), check):
         refused = ""
         try:
             believe()
@@ -103,7 +103,7 @@ def trained(*words: str) -> Trainer:
         def __call__(self, media: Media, prompts: Sequence[Prompt]) -> list[float]:
             return [len(text) + text.count("1") / 2 for text in media.texts]
 
-    trainer = Trainer(recipe, rewards={"arithmetic_correct": Ones()})
+    trainer = build_trainer(recipe, rewards={"arithmetic_correct": Ones()})
     for _ in range(2):
         trainer.step()
     return trainer
@@ -121,7 +121,7 @@ def test_a_run_of_adapters_gives_its_weights_to_a_new_run(tmp_path: Path, adapte
     assert max(moved) > 1e-3, "adapters that do nothing would prove nothing"
     words = [*TUNED[1:], f"policy.weights={tmp_path}", f"weights.lora={adapters}"]
     try:
-        second, refused = Trainer(load_recipe(TUNED[0], words)), ""
+        second, refused = build_trainer(load_recipe(TUNED[0], words)), ""
     except RecipeError as error:
         refused = str(error)
     assert not refused
@@ -161,7 +161,7 @@ def tuned(tmp_path: Path, *words: str) -> tuple[torch.Tensor, list[str]]:
     recipe = load_recipe(TUNED[0], [*TUNED[1:], weights, *words])
     failed: Exception | None = None
     try:
-        found = answers(Trainer(recipe, notify=said.append).policy)
+        found = answers(build_trainer(recipe, notify=said.append).policy)
     except Exception as error:  # noqa: BLE001  # a base in the cache must not end a run, however
         failed = error
     assert failed is None
@@ -194,10 +194,10 @@ def test_a_base_may_train_adapters(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(BASE + "weights: {lora: {rank: 4}}\n")
     found, _ = tuned(tmp_path)
     recipe = load_recipe(tmp_path / "base.yaml", ["run.device=cpu"])
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     for _ in range(recipe.train.iterations):
         trainer.step()
-    torch.testing.assert_close(found, answers(trainer.policy), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, answers(trainer.parts.policy), rtol=1e-5, atol=1e-5)
 
 
 def test_a_cached_base_has_the_mode_of_the_umask(cache: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from genrl_core.errors import CheckpointError
-from genrl_core.loop.trainer import Trainer
 from genrl_core.run import checkpoint
+from genrl_core.run.assembly import build_trainer
 from genrl_core.run.checkpoint import latest, load, save
 from genrl_core.run.moments import load_optimizer, optimizer_tensors
 from genrl_core.testing.enumerable import ToyCanvas
@@ -620,7 +620,7 @@ def trainer_of(toy_recipe):
                 table = torch.nn.Parameter(torch.zeros(27, 6, dtype=torch.float64))
                 self.network.register_parameter("second", table)
 
-        first = Trainer(recipe, policy=Layered())
+        first = build_trainer(recipe, policy=Layered())
         for parameter in first.weight_sets.trainable.values():
             parameter.grad = torch.ones_like(parameter)
         first.optimizer.step()
@@ -630,7 +630,7 @@ def trainer_of(toy_recipe):
         groups, state = dict(snapshot.tensors), dict(snapshot.state)
         change(groups["optimizer"], state["optimizer"])
         save(folder, 2, groups, state, keep=2)
-        return Trainer(recipe, policy=Layered()), load(latest(folder)[0])
+        return build_trainer(recipe, policy=Layered()), load(latest(folder)[0])
 
     return make
 

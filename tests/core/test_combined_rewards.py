@@ -13,6 +13,7 @@ from genrl_core.interfaces.media import Media, Prompt
 from genrl_core.interfaces.reward import Reward
 from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.recipe import Recipe
+from genrl_core.run.assembly import build_trainer
 from genrl_core.testing.enumerable import ToyReward
 
 Make = Callable[..., Recipe]
@@ -68,7 +69,7 @@ def test_everything_reads_the_same_combination(toy_recipe: Make, combine: str) -
     more = [f"advantage.combine={combine}", "train.iterations=1", "evaluate=null",
             "prompts.evaluate=null"]  # fmt: skip
     recipe = toy_recipe("toy_canvas", *more, **sections([*ROWS]))
-    trainer = Trainer(recipe, rewards={name: Listed(values) for name, values in ROWS.items()})
+    trainer = build_trainer(recipe, rewards={name: Listed(values) for name, values in ROWS.items()})
     seen = seen_by(trainer)
     metrics = trainer.step().metrics
     rows = [np.array([np.nan if v is None else v for v in ROWS[name]]) for name in ROWS]
@@ -96,7 +97,7 @@ def test_the_filter_keeps_what_the_combination_tells_apart(toy_recipe: Make) -> 
             "toy_canvas", f"advantage.combine={combine}", "filter.min_std=0", "evaluate=null",
             "prompts.evaluate=null", reward={n: {"use": "toy_reward"} for n in rows},
         )  # fmt: skip
-        trainer = Trainer(recipe, rewards={n: Listed(v * 3) for n, v in rows.items()})
+        trainer = build_trainer(recipe, rewards={n: Listed(v * 3) for n, v in rows.items()})
         kept[combine] = trainer.step().metrics["groups_kept"]
     assert kept == {"sum": 0, "normalise_then_sum": 3}
 
@@ -112,7 +113,7 @@ def test_equal_rewards_have_equal_sums(toy_recipe: Make) -> None:
             reward={n: {"use": "toy_reward", "weight": w} for n, w in weights.items()},
         )  # fmt: skip
         rewards = {n: Listed([v] * 99) for n, v in zip(weights, (0.1, 1e5 / 3, 1 / 7), strict=True)}
-        metrics = Trainer(recipe, rewards=rewards).step().metrics
+        metrics = build_trainer(recipe, rewards=rewards).step().metrics
         assert (metrics["groups_kept"], metrics["zero_spread"]) == (0, 1)
         assert (metrics["spread"], metrics["reward_std"]) == (0, 0)
 
@@ -135,7 +136,7 @@ def test_the_differentiable_reward_is_combined_like_the_others(toy_recipe: Make)
         reward={"toy": {"use": "toy_reward", "weight": 0.5},
                 "slope": {"use": "toy_reward", "weight": 3.0}},
     )  # fmt: skip
-    trainer = Trainer(recipe, rewards={"toy": ToyReward(), "slope": Slope()})
+    trainer = build_trainer(recipe, rewards={"toy": ToyReward(), "slope": Slope()})
     seen = seen_by(trainer)
     record = trainer.step()
     rows = [np.array(reward(record.media, [])) for reward in (ToyReward(), Slope())]
@@ -152,10 +153,10 @@ def test_a_weighted_sum_that_overflows_is_named(toy_recipe: Make) -> None:
         reward={"huge": {"use": "toy_reward", "weight": 10.0}, "toy": {"use": "toy_reward"}},
     )  # fmt: skip
     values = [0.0, 1e308, *[1.0] * 10]
-    trainer = Trainer(recipe, rewards={"huge": Listed(values), "toy": ToyReward()})
-    before = next(trainer.policy.network.parameters()).detach().clone()
+    trainer = build_trainer(recipe, rewards={"huge": Listed(values), "toy": ToyReward()})
+    before = next(trainer.parts.policy.network.parameters()).detach().clone()
     record = trainer.step()
     said = str(record.problem)
     assert "sum of rewards overflows for prompt" in said
     assert "huge 1e+308" in said
-    assert torch.equal(before, next(trainer.policy.network.parameters()))
+    assert torch.equal(before, next(trainer.parts.policy.network.parameters()))

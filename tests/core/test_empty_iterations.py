@@ -15,6 +15,7 @@ from genrl_core.interfaces.reward import Reward
 from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run import checkpoint
+from genrl_core.run.assembly import build_trainer
 from genrl_core.run.runner import run
 from genrl_core.testing.enumerable import ToyReward
 
@@ -74,7 +75,7 @@ def test_an_iteration_without_a_gradient_moves_nothing(
     dull, more, why = KINDS[kind]
     reward = Sometimes()
     reward.dull = dull
-    trainer = Trainer(toy_recipe("toy_canvas", *MOVING, *more), rewards={"mine": reward})
+    trainer = build_trainer(toy_recipe("toy_canvas", *MOVING, *more), rewards={"mine": reward})
     trainer.step()
     before = everything(trainer, tmp_path / "before")
     reward.on = False
@@ -98,7 +99,7 @@ def test_a_minibatch_without_a_gradient_is_counted_and_the_others_move(toy_recip
             return [v if place < 4 else 0.3 for place, v in enumerate(values)]
 
     recipe = toy_recipe("toy_canvas", *PLAIN, "train.num_minibatches=3")
-    record = Trainer(recipe, rewards={"mine": One()}).step()
+    record = build_trainer(recipe, rewards={"mine": One()}).step()
     assert record.metrics["skipped"] == pytest.approx(2 / 3)
     assert record.metrics["empty"] == pytest.approx(2 / 3)
     assert record.empty is None
@@ -109,13 +110,13 @@ def test_equal_rewards_beside_another_gradient_are_not_empty(toy_recipe: Make, m
     """Advantages of 0 leave the pull to the reference, or to entropy: a step is taken."""
     reward = Sometimes()
     recipe = toy_recipe("toy_canvas", *PLAIN, "train.learning_rate=0.1", f"objective.{mixed}")
-    trainer = Trainer(recipe, rewards={"mine": reward})
+    trainer = build_trainer(recipe, rewards={"mine": reward})
     trainer.step()
     reward.on = False
-    before = next(trainer.policy.network.parameters()).detach().clone()
+    before = next(trainer.parts.policy.network.parameters()).detach().clone()
     record = trainer.step()
     assert (record.metrics["skipped"], record.metrics["empty"]) == (0, 0)
-    assert (next(trainer.policy.network.parameters()) - before).abs().max() > 1e-3
+    assert (next(trainer.parts.policy.network.parameters()) - before).abs().max() > 1e-3
 
 
 class Constant(Reward):
@@ -181,7 +182,7 @@ def test_the_guard_counts_the_steps_that_were_skipped(
     """Three iterations' worth: their optimizer steps, however many an iteration has."""
     more = [f"train.num_minibatches={minibatches}", f"train.num_updates={updates}"]
     recipe = toy_recipe("toy_canvas", *PLAIN, *more, "train.iterations=9")
-    trainer = Trainer(recipe, rewards={"mine": Constant(float("inf"))})
+    trainer = build_trainer(recipe, rewards={"mine": Constant(float("inf"))})
     trainer.step()
     trainer.step()
     with pytest.raises(GenRLError) as caught:

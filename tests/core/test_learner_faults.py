@@ -14,12 +14,12 @@ from genrl_core.interfaces.media import Media, Prompt
 from genrl_core.interfaces.objective import Objective
 from genrl_core.interfaces.reward import Reward
 from genrl_core.loop import preparation
-from genrl_core.loop.generate import draw
+from genrl_core.loop.generate import generate
 from genrl_core.loop.plan import permutation, plan_of, training_plan
 from genrl_core.loop.rollout import Rollout
-from genrl_core.loop.trainer import Trainer, train
 from genrl_core.loop.update import Learner
 from genrl_core.recipe.recipe import Recipe
+from genrl_core.run.assembly import build_trainer, train
 from genrl_core.testing import ToyCanvas, ToyCanvasSampler, ToyReward, learner_for, rollout_of
 from genrl_objectives import GrpoConfig
 
@@ -35,7 +35,7 @@ def setting(rate: float = 1.0, **train: Any) -> tuple[Learner, Rollout, Tensor]:
     """A learner by plain gradient descent, a rollout of three groups of four, and the weights."""
     policy, sampler = ToyCanvas(), ToyCanvasSampler()
     plan = plan_of(3, 0, 0, PROMPTS, 4)
-    trajectory, media = draw(policy, sampler, plan, 99)
+    trajectory, media = generate(policy, sampler, plan, 99)
     reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
     learner = learner_for(policy, sampler, clip(), rate=rate, **train)
     return (
@@ -172,14 +172,14 @@ def test_numbers_stay_with_their_samples(toy_recipe: Make, tmp_path: Path) -> No
         prompts={"file": str(file), "evaluate": str(file)},
     )  # fmt: skip
     reward = Telling()
-    trainer = Trainer(recipe, rewards={"mine": reward})
+    trainer = build_trainer(recipe, rewards={"mine": reward})
     rollout = trainer._collector.collect(
         lambda attempt, groups: training_plan(0, 0, attempt, trainer.prompts, groups, 4), 5
     )
     assert rollout.metrics["attempts"] > 1 and rollout.metrics["groups_rejected"] >= 2
     trajectory, prompts = rollout.trajectory, rollout.prompts
     assert rollout.reward.tolist() == reward(rollout.media, prompts)
-    assert trainer.policy.decode(trajectory.final).texts == rollout.media.texts
+    assert trainer.parts.policy.decode(trajectory.final).texts == rollout.media.texts
     assert trajectory.cond["length"].tolist() == [len(prompt.text) for prompt in prompts]
     for group in range(5):
         inside = rollout.group == group
@@ -188,7 +188,9 @@ def test_numbers_stay_with_their_samples(toy_recipe: Make, tmp_path: Path) -> No
     k, b = (
         grid.flatten() for grid in torch.meshgrid(torch.arange(2), torch.arange(20), indexing="ij")
     )
-    scored = trainer.sampler.score(trainer.policy, trajectory, k, b, frozenset({"log_probs"}), {})
+    scored = trainer.parts.sampler.score(
+        trainer.parts.policy, trajectory, k, b, frozenset({"log_probs"}), {}
+    )
     assert scored.log_probs is not None
     found = scored.log_probs.detach().view(2, 20)
     torch.testing.assert_close(found, rollout.terms.log_probs, rtol=0, atol=1e-12)

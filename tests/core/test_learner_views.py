@@ -16,13 +16,13 @@ from genrl_core.interfaces.objective import Objective, View
 from genrl_core.interfaces.records import Scored, Tensors, Terms, split_evals
 from genrl_core.interfaces.streams import Streams
 from genrl_core.loop.distributed import Runtime
-from genrl_core.loop.generate import draw
+from genrl_core.loop.generate import generate
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.rollout import Rollout
-from genrl_core.loop.trainer import Trainer
 from genrl_core.loop.update import Learner
 from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.recipe import Recipe
+from genrl_core.run.assembly import build_trainer
 from genrl_core.testing import (
     ToyCanvas,
     ToyCanvasSampler,
@@ -58,7 +58,7 @@ def setting(
     weight_sets = WeightSets(policy)
     weight_sets.snapshot("reference")
     plan = plan_of(3, 0, 0, PROMPTS[:groups], 4)
-    trajectory, media = draw(policy, sampler, plan, 99)
+    trajectory, media = generate(policy, sampler, plan, 99)
     reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
     objectives = {label: (1.0, objective) for label, objective in members.items()}
     learner = learner_for(policy, sampler, objectives, weight_sets, **train)
@@ -126,10 +126,10 @@ def test_a_field_that_the_view_does_not_give_is_refused(view: View, name: str) -
 def test_a_trust_region_is_around_the_weights_that_draw(toy_recipe: Make) -> None:
     """Lagging weights that draw nothing are not those whose KL the objective wants."""
     recipe = toy_recipe("toy_canvas", objective={"grpo_guard": {"epsilon": 0.1}})
-    Trainer(recipe)
+    build_trainer(recipe)
     lagging = recipe.with_overrides("weights.lagging={decay: 0.9}")
     with pytest.raises(GenRLError, match=r"weights\.lagging.*decay.*0\.9.*drew"):
-        Trainer(lagging)
+        build_trainer(lagging)
     assert GrpoGuardConfig(epsilon=0.1).draws_with() == "current"
 
 
@@ -161,7 +161,7 @@ def test_terms_of_other_ranks_change_nothing_here(
     for pads in (False, True):
         policy, sampler = toys()[toy]
         plan = plan_of(3, 0, 0, PROMPTS, 4)
-        trajectory, media = draw(policy, sampler, plan, 99)
+        trajectory, media = generate(policy, sampler, plan, 99)
         reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
         members = {name: (1.0, COUPLED[name]().build())}
         learner = learner_for(policy, sampler, members, micro_batch_size=7)
@@ -204,7 +204,7 @@ def test_terms_of_other_ranks_bounds_change_nothing_here(name: str, combine: boo
         policy, sampler = Tokenwise(), ToySequenceSampler()
         policy.combine_draws = combine
         plan = plan_of(3, 0, 0, PROMPTS, 4)
-        trajectory, media = draw(policy, sampler, plan, 99)
+        trajectory, media = generate(policy, sampler, plan, 99)
         reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
         objective = COUPLED[name]().build()
         objective.view = "elbo"

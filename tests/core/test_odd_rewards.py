@@ -18,10 +18,10 @@ from genrl_core.interfaces.reward import Reward
 from genrl_core.loop import evaluate as evaluation
 from genrl_core.loop.distributed import Runtime
 from genrl_core.loop.evaluate import evaluate
-from genrl_core.loop.generate import judge
-from genrl_core.loop.reward_view import reward_gradient
-from genrl_core.loop.trainer import train
+from genrl_core.loop.generate import score_rewards
+from genrl_core.loop.views.reward import reward_gradient
 from genrl_core.recipe.recipe import Recipe
+from genrl_core.run.assembly import train
 
 
 class Odd(Reward):
@@ -114,9 +114,11 @@ def test_numbers_of_every_library_are_numbers(make: Callable[[list[float]], Any]
     prompts = prompts_of(12)
     made = make(values)
     factor = 2 if getattr(made, "dtype", None) == np.int8 else 1
-    found = judge("mine", Odd(lambda _: made), Media("text", texts=("",) * 12), prompts)
+    found = score_rewards("mine", Odd(lambda _: made), Media("text", texts=("",) * 12), prompts)
     assert found.tolist() == [factor * value for value in values]
-    absent = judge("mine", Odd(lambda n: [None] * n), Media("text", texts=("",) * 12), prompts)
+    absent = score_rewards(
+        "mine", Odd(lambda n: [None] * n), Media("text", texts=("",) * 12), prompts
+    )
     assert absent.isnan().all()
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from genrl_core.errors import GenRLError, RecipeError
 from genrl_core.interfaces.sampler import Transition
 from genrl_core.loop.settings import LoraConfig
-from genrl_core.loop.trainer import Trainer
 from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run import checkpoint
+from genrl_core.run.assembly import build_trainer
 from genrl_core.testing.enumerable import ToyCanvas, ToyCanvasSampler, _CanvasStep
 
 Make = Callable[..., Recipe]
@@ -204,7 +204,7 @@ def test_the_divergence_begins_at_exactly_0(
     kl = {"kl": {"weight": 0.1, "estimator": estimator}}
     objective = {"objective": {"grpo": {"epsilon": 0.2}, **kl}}
     recipe = toy_recipe("toy_canvas", "train.micro_batch_size=5", *more, **objective)
-    trainer = Trainer(recipe, policy=Half())
+    trainer = build_trainer(recipe, policy=Half())
     first, second = (trainer.step().metrics["kl"] for _ in range(2))
     assert first == 0.0
     assert second > 0.0
@@ -215,7 +215,7 @@ def test_a_resumed_run_is_the_same_and_saved_in_float32(
     toy_recipe: Make, tmp_path: Path, more: list[str]
 ) -> None:
     recipe = toy_recipe("toy_canvas", "weights.ema={decay: 0.9}", *more)
-    straight, first, second = (Trainer(recipe, policy=Half()) for _ in range(3))
+    straight, first, second = (build_trainer(recipe, policy=Half()) for _ in range(3))
     for _ in range(3):
         straight.step()
     first.step()
@@ -249,7 +249,7 @@ class Rough(ToyCanvasSampler):
 def stopped(recipe: Recipe, policy: ToyCanvas, sharpness: float) -> str:
     """What stopped a run's first iteration; empty for nothing."""
     try:
-        Trainer(recipe, policy=policy, sampler=Rough(sharpness)).step()
+        build_trainer(recipe, policy=policy, sampler=Rough(sharpness)).step()
     except GenRLError as error:
         return str(error)
     return ""

@@ -11,9 +11,9 @@ import torch
 from genrl_core.errors import RecipeError
 from genrl_core.loop.advantage import PromptStatistics, advantages
 from genrl_core.loop.settings import AdvantageConfig
-from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run import checkpoint
+from genrl_core.run.assembly import build_trainer
 
 Make = Callable[..., Recipe]
 
@@ -120,7 +120,7 @@ ONE_SAMPLE = [
 @pytest.mark.parametrize("stop", [1, 5])
 def test_resume_is_bit_identical(toy_recipe: Make, tmp_path: Path, stop: int) -> None:
     recipe = toy_recipe("toy_canvas", *ONE_SAMPLE)
-    straight, first, second = (Trainer(recipe) for _ in range(3))
+    straight, first, second = (build_trainer(recipe) for _ in range(3))
     wanted = [straight.step().metrics for _ in range(8)]
     for _ in range(stop):
         first.step()
@@ -138,7 +138,7 @@ def test_resume_is_bit_identical(toy_recipe: Make, tmp_path: Path, stop: int) ->
 
 def test_one_sample_per_prompt_learns(toy_recipe: Make) -> None:
     more = ["train.iterations=60", "train.num_prompts=20", "train.learning_rate=0.1"]
-    trainer = Trainer(toy_recipe("toy_canvas", *ONE_SAMPLE, *more))
+    trainer = build_trainer(toy_recipe("toy_canvas", *ONE_SAMPLE, *more))
     rewards = [trainer.step().metrics["reward"] for _ in range(60)]
     assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.2
 

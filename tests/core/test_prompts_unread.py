@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from genrl_core import Media, Prompt, RecipeError, Reward
-from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.prompts import LISTED, unread
 from genrl_core.recipe.recipe import Recipe
+from genrl_core.run.assembly import build_trainer
 from genrl_core.run.runner import run
 from genrl_core.testing.enumerable import ToyCanvas, ToyReward
 
@@ -82,7 +82,7 @@ def test_a_run_says_what_its_rewards_cut_off(
 def test_without_a_run_it_is_a_warning_of_python(toy_recipe: Make) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer = Trainer(toy_recipe("toy_canvas"), rewards={"mine": ShortSighted()})
+        trainer = build_trainer(toy_recipe("toy_canvas"), rewards={"mine": ShortSighted()})
         for _ in range(2):
             trainer.step()
         trainer.evaluate()
@@ -99,7 +99,7 @@ def test_a_policy_that_cannot_take_a_prompt_draws_none(toy_recipe: Make, tmp_pat
             return super().encode(prompts)
 
     for call in (lambda t: t.step(), lambda t: t.evaluate()):
-        trainer = Trainer(toy_recipe("toy_canvas"), policy=Counting())
+        trainer = build_trainer(toy_recipe("toy_canvas"), policy=Counting())
         with pytest.raises(RecipeError) as caught:
             call(trainer)
         places = [line.split(": ")[0] for line in f"{caught.value}".splitlines()]
@@ -111,5 +111,5 @@ def test_a_function_as_reward_says_nothing(toy_recipe: Make) -> None:
     def one(media: Media, prompts: Sequence[Prompt]) -> list[float]:
         return [float(i) for i in range(len(prompts))]
 
-    assert Trainer(toy_recipe("toy_canvas"), rewards={"mine": one}).step().iteration == 1
+    assert build_trainer(toy_recipe("toy_canvas"), rewards={"mine": one}).step().iteration == 1
     assert Reward.reading(ToyReward(), []) == ()

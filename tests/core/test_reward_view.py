@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from genrl_core.loop.preparation import sides_of
 from torch import Tensor
 
 from genrl_core.errors import GenRLError, RecipeError, RewardError
@@ -16,15 +17,14 @@ from genrl_core.interfaces.records import Plan, Tensors, Trajectory
 from genrl_core.interfaces.reward import Reward
 from genrl_core.interfaces.sampler import Sampler
 from genrl_core.interfaces.streams import Streams
-from genrl_core.loop.generate import draw
+from genrl_core.loop.generate import generate
 from genrl_core.loop.plan import plan_of
-from genrl_core.loop.preparation import sides_of
-from genrl_core.loop.reward_view import END, replayed, reward_gradient
 from genrl_core.loop.rollout import Rollout
-from genrl_core.loop.trainer import Trainer
 from genrl_core.loop.update import Learner
+from genrl_core.loop.views.reward import END, backprop_steps, reward_gradient
 from genrl_core.recipe.check import find_problems, resolve_views
 from genrl_core.recipe.recipe import Recipe
+from genrl_core.run.assembly import build_trainer
 from genrl_core.testing import ToyGaussian, ToyGaussianSampler, ToyReward, learner_for, rollout_of
 from genrl_core.testing.enumerable import DEVIATION, STEPS
 from genrl_objectives import GrpoConfig, KlConfig, RewardGradientConfig
@@ -90,7 +90,7 @@ def quadrature() -> tuple[Grid, Tensor]:
 
 
 def rollout_from(policy: Policy, sampler: Sampler, plan: Plan) -> Rollout:
-    trajectory, media = draw(policy, sampler, plan, 99)
+    trajectory, media = generate(policy, sampler, plan, 99)
     reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
     return replace(rollout_of(trajectory, reward, plan.group), parts=(plan,))
 
@@ -167,7 +167,7 @@ def setting(replays: Sequence[Objective], **train: object) -> tuple[Learner, Rol
     """A learner and a rollout of two plans, side by side, whose weights have moved since."""
     policy, sampler = ToyGaussian(), ToyGaussianSampler()
     plans = [plan_of(3, i, 0, PROMPTS, 4).select(torch.arange(12 - 5 * i)) for i in range(2)]
-    drawn = [draw(policy, sampler, plan, 99) for plan in plans]
+    drawn = [generate(policy, sampler, plan, 99) for plan in plans]
     trajectory = Trajectory.concat([one for one, _ in drawn])
     texts = [ToyReward()(media, []) for _, media in drawn]
     group = torch.cat([plans[0].group, plans[1].group + 3])
@@ -219,12 +219,12 @@ def test_two_passes_equal_one_whatever_the_chunks(name: str, rows: int) -> None:
 def test_random_steps_are_the_mean_over_the_samples_own() -> None:
     """The first step's slope comes from the samples that drew K = 2 alone."""
     learner, rollout = setting([objective(steps=2, random_steps=True)])
-    steps, stop = replayed(SamplerBackprop(2, random_steps=True), rollout.streams("replay/0"))
+    steps, stop = backprop_steps(SamplerBackprop(2, random_steps=True), rollout.streams("replay/0"))
     assert set(steps.tolist()) == {1, 2}
     assert set(stop.tolist()) == {END}
     policy, sampler = ToyGaussian(), ToyGaussianSampler()
     policy.network.load_state_dict(learner._policy.network.state_dict())
-    final = torch.cat([draw(policy, sampler, plan, 99)[0].final["x"] for plan in rollout.parts])
+    final = torch.cat([generate(policy, sampler, plan, 99)[0].final["x"] for plan in rollout.parts])
     b1 = float(policy.network.table.detach()[1, 1])
     exact = -((1 - 0.6 * final[:, 0]) * (steps == 2)).mean() * b1
     assert float(update(learner, rollout)[0, 0]) == pytest.approx(float(exact), abs=1e-12)
@@ -239,7 +239,7 @@ def test_update_is_the_difference_quotient_of_what_is_drawn() -> None:
     def mean_reward(table: Tensor) -> float:
         with torch.no_grad():
             policy.network.table.copy_(table)
-        media = [draw(policy, ToyGaussianSampler(), plan, 99)[1] for plan in rollout.parts]
+        media = [generate(policy, ToyGaussianSampler(), plan, 99)[1] for plan in rollout.parts]
         values = [value for each in media for value in ToyReward()(each, [])]
         return sum(values) / len(values)
 
@@ -253,11 +253,13 @@ def test_update_is_the_difference_quotient_of_what_is_drawn() -> None:
 
 def test_draws_of_steps_and_stops() -> None:
     streams = plan_of(0, 0, 0, PROMPTS, 1000).streams("replay/0")
-    steps, stop = replayed(SamplerBackprop(3, random_steps=True, stop=(2, 6)), streams)
+    steps, stop = backprop_steps(SamplerBackprop(3, random_steps=True, stop=(2, 6)), streams)
     assert torch.bincount(steps)[1:].tolist() == pytest.approx([1000] * 3, abs=100)
     assert torch.bincount(stop)[2:].tolist() == pytest.approx([750] * 4, abs=100)
     assert abs(float(torch.corrcoef(torch.stack([steps, stop]).double())[0, 1])) < 0.1
-    fixed, end = replayed(SamplerBackprop(3), plan_of(0, 0, 0, PROMPTS, 2).streams("replay/0"))
+    fixed, end = backprop_steps(
+        SamplerBackprop(3), plan_of(0, 0, 0, PROMPTS, 2).streams("replay/0")
+    )
     assert fixed.tolist() == [3] * 6
     assert end.tolist() == [END] * 6
 
@@ -329,7 +331,7 @@ def test_what_replays_alike_shares_a_side() -> None:
     assert [[label for label, _, _ in side.members] for side in sides] == [["0", "1"], ["2"]]
 
 
-def test_an_objective_must_say_what_is_replayed() -> None:
+def test_an_objective_must_say_what_is_backprop_steps() -> None:
     class Silent(Coupled):
         backprop = None
 
@@ -420,7 +422,7 @@ def test_a_recipe_learns_and_repeats_its_samples_exactly(toy_recipe: Make) -> No
         "toy_gaussian", "train.iterations=20", "filter={min_std: 0.25, then: resample}",
         "train.micro_batch_size=5", "train.num_generations=8", **DRAFT,
     )  # fmt: skip
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     records = [trainer.step() for _ in range(recipe.train.iterations)]
     assert max(record.metrics["drift"] for record in records) < 1e-12
     assert max(record.metrics["attempts"] for record in records) > 1
@@ -431,7 +433,7 @@ def test_a_recipe_learns_and_repeats_its_samples_exactly(toy_recipe: Make) -> No
 
 def test_later_updates_climb_from_the_weights_of_then(toy_recipe: Make) -> None:
     recipe = toy_recipe("toy_gaussian", "train.num_updates=3", "train.num_minibatches=3", **DRAFT)
-    record = Trainer(recipe).step()
+    record = build_trainer(recipe).step()
     assert record.problem is None
     assert record.metrics["drift"] < 1e-12
     assert record.metrics["reward_gap"] > 1e-4  # the samples have moved since they were drawn
@@ -440,7 +442,7 @@ def test_later_updates_climb_from_the_weights_of_then(toy_recipe: Make) -> None:
 def test_one_sample_per_prompt_is_enough(toy_recipe: Make) -> None:
     recipe = toy_recipe("toy_gaussian", "train.num_generations=1", **DRAFT)
     assert find_problems(recipe) == []
-    assert Trainer(recipe).step().problem is None
+    assert build_trainer(recipe).step().problem is None
 
 
 def test_a_neighbour_without_a_view_takes_one_of_its_own(toy_recipe: Make) -> None:
@@ -448,7 +450,7 @@ def test_a_neighbour_without_a_view_takes_one_of_its_own(toy_recipe: Make) -> No
     recipe = toy_recipe("toy_gaussian", **mixed)
     assert find_problems(recipe) == []
     assert resolve_views(recipe) == {"reward_gradient": "reward", "kl": "steps"}
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     assert trainer.step().metrics["kl"] == 0
     assert trainer.step().metrics["kl"] > 0
     beside = {"objective": {"reward_gradient": {}, "sft": {}, "kl": {"weight": 0.1}}}
@@ -458,7 +460,7 @@ def test_a_neighbour_without_a_view_takes_one_of_its_own(toy_recipe: Make) -> No
 @pytest.mark.parametrize("name", ["toy_sequence", "toy_canvas"])
 def test_policies_without_a_gradient_are_refused(toy_recipe: Make, name: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        Trainer(toy_recipe(name, **DRAFT))
+        build_trainer(toy_recipe(name, **DRAFT))
     said = str(caught.value)
     assert f"reward_gradient needs differentiable, which {name} does not provide" in said
     assert "Of other paradigms, " in said and "toy_gaussian" in said

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from genrl_core.loop.preparation import Side
 
 from genrl_core.interfaces import streams
 from genrl_core.interfaces.media import Prompt
@@ -15,9 +16,8 @@ from genrl_core.interfaces.records import Plan
 from genrl_core.interfaces.streams import Streams
 from genrl_core.loop import plan as plans
 from genrl_core.loop.plan import plan_of
-from genrl_core.loop.preparation import Side
-from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.recipe import Recipe
+from genrl_core.run.assembly import build_trainer
 
 Make = Callable[..., Recipe]
 GOLDEN = [
@@ -76,7 +76,7 @@ def test_an_iteration_makes_each_stream_once_and_those_it_draws_from_alone(
 ) -> None:
     count = [] if steps == "all" else ["train.steps.count=2"]
     settings = [f"train.steps.choose={steps}", *count, "train.num_updates=2"]
-    trainer = Trainer(toy_recipe("toy_canvas", *settings))
+    trainer = build_trainer(toy_recipe("toy_canvas", *settings))
     trainer.step()
     assert {key.split("/")[3] for key in made} == purposes
     assert max(Counter(made).values()) == 1
@@ -110,7 +110,9 @@ def test_a_chunk_that_holds_all_rows_evaluates_the_loss_once(
     found = []
     for rows in (512, 20):
         seen.clear()
-        metrics = Trainer(toy_recipe("toy_canvas", f"train.micro_batch_size={rows}")).step().metrics
+        metrics = (
+            build_trainer(toy_recipe("toy_canvas", f"train.micro_batch_size={rows}")).step().metrics
+        )
         found.append((len(seen), metrics))
     (alone, whole), (several, pieces) = found
     assert alone == 1 and several > 2

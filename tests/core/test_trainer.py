@@ -20,9 +20,10 @@ from genrl_core.interfaces.records import Tensors
 from genrl_core.interfaces.reward import Reward
 from genrl_core.interfaces.sampler import Transition
 from genrl_core.interfaces.streams import Streams
-from genrl_core.loop.trainer import Trainer, train
+from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run import checkpoint
+from genrl_core.run.assembly import build_trainer, train
 from genrl_core.testing.enumerable import ToyCanvas, ToyCanvasSampler, ToyReward, _CanvasStep
 
 Make = Callable[..., Recipe]
@@ -30,11 +31,11 @@ TOYS = ["toy_sequence", "toy_canvas", "toy_gaussian"]
 
 
 def table(trainer: Trainer) -> Tensor:
-    return next(trainer.policy.network.parameters()).detach().clone()
+    return next(trainer.parts.policy.network.parameters()).detach().clone()
 
 
 def tables(recipe: Recipe, **injected: Any) -> list[Tensor]:
-    trainer = Trainer(recipe, **injected)
+    trainer = build_trainer(recipe, **injected)
     found = []
     for _ in range(recipe.train.iterations):
         trainer.step()
@@ -92,11 +93,11 @@ def test_kl_is_zero_at_the_reference_and_pulls_away_from_it(
     """Value and gradient: zero at the reference, both positive away from it."""
     alone = {"kl": {"estimator": estimator}, "reinforce": {"weight": 0.0}}
     recipe = toy_recipe(name, "train.max_grad_norm=null", objective=alone)
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     at = trainer.step().metrics
     assert abs(at["kl"]) < 1e-12 and at["grad_norm"] < 1e-12
     with torch.no_grad():
-        trainer.policy.network.table.mul_(1.5).add_(0.3)
+        trainer.parts.policy.network.table.mul_(1.5).add_(0.3)
     away = trainer.step().metrics
     assert away["kl"] > 1e-4 and away["grad_norm"] > 1e-4
 
@@ -146,7 +147,9 @@ def test_a_broken_reward_stops_the_run(
 
 def test_non_finite_rewards_skip_steps_and_stop_after_three(toy_recipe: Make) -> None:
     recipe = toy_recipe("toy_canvas", "train.iterations=9")
-    trainer = Trainer(recipe, rewards={"mine": Broken(lambda n: [math.inf] + [1.0] * (n - 1))})
+    trainer = build_trainer(
+        recipe, rewards={"mine": Broken(lambda n: [math.inf] + [1.0] * (n - 1))}
+    )
     before = table(trainer)
     for _ in range(2):
         record = trainer.step()
@@ -157,13 +160,13 @@ def test_non_finite_rewards_skip_steps_and_stop_after_three(toy_recipe: Make) ->
 
 
 def test_non_finite_weights_are_named_and_not_stepped(toy_recipe: Make) -> None:
-    trainer = Trainer(toy_recipe("toy_gaussian"))
+    trainer = build_trainer(toy_recipe("toy_gaussian"))
     with torch.no_grad():
-        trainer.policy.network.table[0, 0] = math.nan
-    state = trainer.optimizer.state_dict()["state"]
+        trainer.parts.policy.network.table[0, 0] = math.nan
+    state = trainer.parts.optimizer.state_dict()["state"]
     record = trainer.step()
     assert record.problem and "not finite" in record.problem
-    assert not state and not trainer.optimizer.state_dict()["state"]
+    assert not state and not trainer.parts.optimizer.state_dict()["state"]
 
 
 def test_missing_rewards_leave_their_siblings_alone(toy_recipe: Make) -> None:
@@ -174,7 +177,7 @@ def test_missing_rewards_leave_their_siblings_alone(toy_recipe: Make) -> None:
             values: list[float | None] = list(super().__call__(media, prompts))
             return [None if place % 4 == 3 else value for place, value in enumerate(values)]
 
-    trainer = Trainer(toy_recipe("toy_canvas"), rewards={"mine": Partly()})
+    trainer = build_trainer(toy_recipe("toy_canvas"), rewards={"mine": Partly()})
     record = trainer.step()
     assert record.problem is None and math.isfinite(record.metrics["reward"])
     assert record.metrics["grad_norm"] > 0
@@ -203,7 +206,7 @@ def test_a_sample_that_lacks_one_of_two_rewards_is_left_out(toy_recipe: Make) ->
 
 def test_equal_rewards_leave_the_weights(toy_recipe: Make) -> None:
     recipe = toy_recipe("toy_canvas", "train.weight_decay=0.0")
-    trainer = Trainer(recipe, rewards={"mine": Broken(lambda n: [0.3] * n)})
+    trainer = build_trainer(recipe, rewards={"mine": Broken(lambda n: [0.3] * n)})
     before = table(trainer)
     record = trainer.step()
     assert record.metrics["zero_spread"] == 1 and record.metrics["grad_norm"] == 0
@@ -259,15 +262,15 @@ RESUMED = [
 def test_resume_is_bit_identical(toy_recipe: Make, tmp_path: Path, stop: int) -> None:
     """Weights and metrics after a stop at any iteration equal those of the straight run."""
     recipe = toy_recipe("toy_canvas", *RESUMED)
-    straight = Trainer(recipe)
+    straight = build_trainer(recipe)
     wanted = [straight.step().metrics for _ in range(6)]
-    first = Trainer(recipe)
+    first = build_trainer(recipe)
     for _ in range(stop):
         first.step()
     first.save(tmp_path)
     newest, problems = checkpoint.latest(tmp_path)
     assert newest is not None and not problems
-    second = Trainer(recipe)
+    second = build_trainer(recipe)
     second.restore(checkpoint.load(newest))
     for expected in wanted[stop:]:
         found = second.step().metrics
@@ -277,19 +280,19 @@ def test_resume_is_bit_identical(toy_recipe: Make, tmp_path: Path, stop: int) ->
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(toy_recipe: Make, tmp_path: Path) -> None:
-    trainer = Trainer(toy_recipe("toy_canvas"))
+    trainer = build_trainer(toy_recipe("toy_canvas"))
     trainer.step()
     trainer.save(tmp_path)
     newest, _ = checkpoint.latest(tmp_path)
     assert newest is not None
-    other = Trainer(toy_recipe("toy_canvas", "train.learning_rate=0.01"))
+    other = build_trainer(toy_recipe("toy_canvas", "train.learning_rate=0.01"))
     with pytest.raises(CheckpointError, match="written by another recipe"):
         other.restore(checkpoint.load(newest))
 
 
 def test_another_reference_is_refused(toy_recipe: Make, tmp_path: Path) -> None:
     recipe = toy_recipe("toy_canvas", "objective.kl={weight: 0.1}")
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     trainer.save(tmp_path)
     newest, _ = checkpoint.latest(tmp_path)
     assert newest is not None
@@ -297,7 +300,7 @@ def test_another_reference_is_refused(toy_recipe: Make, tmp_path: Path) -> None:
     with torch.no_grad():
         moved.network.table.add_(1.0)
     with pytest.raises(CheckpointError, match="reference weights"):
-        Trainer(recipe, policy=moved).restore(checkpoint.load(newest))
+        build_trainer(recipe, policy=moved).restore(checkpoint.load(newest))
 
 
 def test_too_many_chosen_calls_are_refused(toy_recipe: Make) -> None:
@@ -353,7 +356,7 @@ def peak_saved_bytes(recipe: Recipe, steps: int) -> int:
     policy.network = Wide()
     weights = {p.untyped_storage().data_ptr() for p in policy.network.parameters()}
     rewards = {"r": Broken(range)}
-    trainer = Trainer(recipe, policy=policy, sampler=Tall(steps), rewards=rewards)
+    trainer = build_trainer(recipe, policy=policy, sampler=Tall(steps), rewards=rewards)
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
         trainer.step()
     return peak
@@ -380,10 +383,10 @@ from genrl_core.loop.trainer import Trainer
 runtime = Runtime("cpu")
 for path in sys.argv[1:]:
     recipe = load_recipe(Path(path), [], Registry.discover(modules=[toys]))
-    trainer = Trainer(recipe, runtime=runtime)
+    trainer = build_trainer(recipe, runtime=runtime)
     metrics = [trainer.step().metrics for _ in range(recipe.train.iterations)]
     found = trainer.evaluate().metrics
-    table = trainer.policy.network.table.detach().flatten().tolist()
+    table = trainer.parts.policy.network.table.detach().flatten().tolist()
     result = {"table": table, "metrics": metrics, "evaluation": found, "world": runtime.world_size}
     Path(path).with_suffix(f".{runtime.rank}").write_text(json.dumps(result))
 runtime.close()
@@ -418,7 +421,7 @@ def test_two_processes_equal_one(toy_recipe: Make, tmp_path: Path) -> None:
     command += [str(tmp_path / f"{name}.yaml") for name in recipes]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=180)
     for name, recipe in recipes.items():
-        trainer = Trainer(recipe)
+        trainer = build_trainer(recipe)
         alone = [trainer.step().metrics for _ in range(recipe.train.iterations)]
         evaluation = trainer.evaluate().metrics
         for rank in range(2):
@@ -443,11 +446,11 @@ def test_only_the_chosen_parameters_train(toy_recipe: Make) -> None:
             )
 
     recipe = toy_recipe("toy_canvas", "objective.kl={weight: 0.1}")
-    trainer = Trainer(recipe, policy=Frozen())
+    trainer = build_trainer(recipe, policy=Frozen())
     assert list(trainer.weight_sets.trainable) == ["table"]
-    current = trainer.policy.network
+    current = trainer.parts.policy.network
     trainer.step()
-    assert trainer.policy.network is current
+    assert trainer.parts.policy.network is current
     assert current.table.requires_grad and not current.extra.requires_grad
     with trainer.weight_sets.using("reference") as policy:
         assert not any(p.requires_grad for p in policy.network.parameters())
@@ -455,11 +458,11 @@ def test_only_the_chosen_parameters_train(toy_recipe: Make) -> None:
 
 
 def test_a_slot_comes_back_after_an_error(toy_recipe: Make) -> None:
-    trainer = Trainer(toy_recipe("toy_canvas", "objective.kl={weight: 0.1}"))
-    current = trainer.policy.network
+    trainer = build_trainer(toy_recipe("toy_canvas", "objective.kl={weight: 0.1}"))
+    current = trainer.parts.policy.network
     with pytest.raises(RuntimeError), trainer.weight_sets.using("reference"):
         raise RuntimeError
-    assert trainer.policy.network is current
+    assert trainer.parts.policy.network is current
 
 
 def test_injected_optimizer_and_records(toy_recipe: Make) -> None:

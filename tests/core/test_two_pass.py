@@ -14,7 +14,7 @@ from genrl_core.interfaces.media import Prompt
 from genrl_core.interfaces.objective import Objective, View
 from genrl_core.loop.advantage import advantages
 from genrl_core.loop.distributed import Runtime
-from genrl_core.loop.generate import draw
+from genrl_core.loop.generate import generate
 from genrl_core.loop.gradient import _write, accumulate
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.rollout import Rollout
@@ -152,7 +152,7 @@ def setting(name: str, **train: object) -> tuple[Learner, Rollout]:
     weight_sets = WeightSets(policy)
     weight_sets.snapshot("reference")
     plan = plan_of(3, 0, 0, PROMPTS, 4)
-    trajectory, media = draw(policy, sampler, plan, 99)
+    trajectory, media = generate(policy, sampler, plan, 99)
     with torch.no_grad():
         policy.network.table.mul_(1.3).add_(0.2 * policy.network.table.cos())
     reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)

@@ -18,6 +18,7 @@ from genrl_core.loop.trainer import Trainer
 from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run import checkpoint
+from genrl_core.run.assembly import build_trainer
 from genrl_core.testing.enumerable import ToyCanvas
 
 Make = Callable[..., Recipe]
@@ -169,7 +170,7 @@ def test_a_ramp_begins_after_a_flat_stretch(toy_recipe: Make) -> None:
         EmaConfig.model_validate({"decay": 0.5, "flat": 3})
 
     old = "weights.lagging={decay: 0.9, ramp: 10.0, flat: 2}"
-    trainer = Trainer(toy_recipe("toy_canvas", old, objective={"nft": {"pull": 0.0}}))
+    trainer = build_trainer(toy_recipe("toy_canvas", old, objective={"nft": {"pull": 0.0}}))
     for iteration in range(1, 4):
         trainer.step()
         now, lagging = trainer.weight_sets.state_dict(), trainer.weight_sets.state_dict("lagging")
@@ -200,7 +201,7 @@ def with_old(recipe: Recipe) -> Trainer:
     config = recipe.objective["grpo"]
     object.__setattr__(config, "build", DrawnByOld)
     object.__setattr__(config, "draws_with", lambda: "lagging")
-    return Trainer(recipe)
+    return build_trainer(recipe)
 
 
 def test_objectives_may_draw_with_lagging_weights(toy_recipe: Make) -> None:
@@ -226,15 +227,15 @@ def test_resume_with_followers_is_bit_identical(
     toy_recipe: Make, tmp_path: Path, more: list[str]
 ) -> None:
     recipe = toy_recipe("toy_canvas", *RESUMED, *more)
-    straight = Trainer(recipe, policy=Layered())
+    straight = build_trainer(recipe, policy=Layered())
     wanted = [straight.step().metrics for _ in range(5)]
-    first = Trainer(recipe, policy=Layered())
+    first = build_trainer(recipe, policy=Layered())
     for _ in range(2):
         first.step()
     first.save(tmp_path)
     newest, _ = checkpoint.latest(tmp_path)
     assert newest is not None
-    second = Trainer(recipe, policy=Layered())
+    second = build_trainer(recipe, policy=Layered())
     second.restore(checkpoint.load(newest))
     for expected in wanted[2:]:
         found = second.step().metrics
@@ -251,11 +252,13 @@ def test_lora_learns_and_evaluates_with_the_average(toy_recipe: Make) -> None:
         "toy_canvas", "weights.lora={rank: 4}", "weights.ema={decay: 0.5}", "train.iterations=40",
         "train.learning_rate=0.05",
     )  # fmt: skip
-    trainer = Trainer(recipe, policy=Layered())
-    frozen = {n: p.clone() for n, p in trainer.policy.network.named_parameters() if "lora" not in n}
+    trainer = build_trainer(recipe, policy=Layered())
+    frozen = {
+        n: p.clone() for n, p in trainer.parts.policy.network.named_parameters() if "lora" not in n
+    }
     rewards = [trainer.step().metrics["reward"] for _ in range(40)]
     assert sum(rewards[-8:]) / 8 > sum(rewards[:8]) / 8 + 0.25
-    now = dict(trainer.policy.network.named_parameters())
+    now = dict(trainer.parts.policy.network.named_parameters())
     assert all(torch.equal(frozen[name], now[name]) for name in frozen)
-    with trainer.in_use():
+    with trainer.evaluated_policy():
         assert trainer.evaluate().metrics["toy_reward"] > 1.0

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genrl_core.cli.matrix import Cell, requested_fields
 from genrl_core.interfaces.media import Prompt
-from genrl_core.loop.generate import draw
+from genrl_core.loop.generate import generate
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig
@@ -59,7 +59,7 @@ def setting(cell: Cell, prompts: Path, *, separable: bool, rows: int) -> tuple[L
     for slot in ("reference", "lagging"):
         weight_sets.snapshot(slot)
     plan = plan_of(3, 0, 0, PROMPTS, 4)
-    trajectory, media = draw(policy, sampler, plan, 99)
+    trajectory, media = generate(policy, sampler, plan, 99)
     if cell.view != "reward":  # there the samples are drawn again, by the weights of now
         with torch.no_grad():
             policy.network.table.mul_(1.3).add_(0.2 * policy.network.table.cos())

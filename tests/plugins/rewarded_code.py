@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from genrl_core import Media, Reward, load_recipe
-from genrl_core.loop.trainer import Trainer
+from genrl_core.run.assembly import build_trainer
 
 TARGET = 5
 
@@ -48,8 +48,8 @@ def shares(
         "run": {"threads": 1, "device": "cpu", "seed": seed},
     })  # fmt: skip
     reward = TargetCode()
-    trainer = Trainer(recipe, rewards={"jpeg_size": reward})
-    reward.watch(trainer.policy)
+    trainer = build_trainer(recipe, rewards={"jpeg_size": reward})
+    reward.watch(trainer.parts.policy)
     curve = [trainer.step().metrics for _ in range(iterations)]
     assert max(metrics["drift"] for metrics in curve) < 1e-4
     found = [metrics["reward"] for metrics in curve]

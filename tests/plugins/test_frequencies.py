@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from genrl_core import Capability, Prompt
-from genrl_core.loop.generate import draw
+from genrl_core.loop.generate import generate
 from genrl_core.loop.plan import plan_of
 from genrl_core.registry import Registry
 
@@ -37,7 +37,7 @@ def standardised(name: str, noise: float = 1.0) -> list[Tensor]:
     """The initial latents and every noisy step of a rollout, as what should be N(0, 1)."""
     policy = REGISTRY.policies["digits_diffusion"]().build()
     sampler = REGISTRY.samplers[name](num_inference_steps=STEPS, guidance_scale=2.0).build()
-    trajectory, _ = draw(policy, sampler, plan_of(4, 0, 0, PROMPTS, SAMPLES), 2 * SAMPLES)
+    trajectory, _ = generate(policy, sampler, plan_of(4, 0, 0, PROMPTS, SAMPLES), 2 * SAMPLES)
     b = torch.arange(len(trajectory))
     found = []
     for step in range(STEPS):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genrl_core import Policy, Prompt, Sampler
-from genrl_core.loop.generate import draw
+from genrl_core.loop.generate import generate
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.weights import WeightSets
 from genrl_core.registry import Registry
@@ -55,7 +55,7 @@ def update(name: str, kl: dict[str, Any] | None, view: str = "steps", size: floa
     weight_sets.snapshot("reference")
     push(policy, size)
     plan = plan_of(2, 0, 0, PROMPTS, 3)
-    trajectory, _ = draw(policy, sampler, plan, len(plan))
+    trajectory, _ = generate(policy, sampler, plan, len(plan))
     rollout = rollout_of(trajectory, torch.tensor([1.0, 0, 2, 0, 1, 3]), plan.group)
     members = {"reinforce": (1.0, ReinforceConfig(view=view, reduce="token_mean").build())}
     if kl is not None:

@@ -15,8 +15,8 @@ import pytest
 
 from genrl_core import hookspecs, load_recipe
 from genrl_core.interfaces.capability import Capability
-from genrl_core.loop.trainer import Trainer
 from genrl_core.registry import Registry
+from genrl_core.run.assembly import build_trainer
 from genrl_core.run.glossary import GLOSSARY
 
 ROOT = Path(__file__).parents[2]
@@ -133,10 +133,10 @@ def test_every_metric_of_the_digits_is_explained_and_every_entry_is_logged() -> 
         recipe = load_recipe(name, [*short, "policy.weights=null"], registry)
         if recipe.prompts.evaluate:
             recipe = recipe.with_overrides("evaluate.num_generations=2")
-        trainer = Trainer(recipe)
+        trainer = build_trainer(recipe)
         for _ in range(2):
             logged |= trainer.step().metrics.keys()
-        if trainer.held_out:
+        if trainer.parts.evaluator.prompts:
             logged |= {f"evaluate/{measure}" for measure in trainer.evaluate().metrics}
     assert {metric for metric in logged if entry_of(metric) is None} == set()
     assert {entry_of(metric) for metric in logged} == GLOSSARY.keys() - ABSENT_HERE

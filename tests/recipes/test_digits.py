@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.recipe import load_recipe
 from genrl_core.registry import Registry
+from genrl_core.run.assembly import build_trainer
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes" / "digits").glob("mask_grpo*.yaml"))
@@ -73,7 +73,7 @@ def test_a_published_algorithm_is_short_and_names_its_paper(name: str) -> None:
 def test_every_other_recipe_trains_two_iterations(name: str) -> None:
     """From random weights, which their bases would replace."""
     recipe = load_recipe(name, ["policy.weights=null", "train.iterations=2"])
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     for _ in range(2):
         record = trainer.step()
         assert record.problem is None
@@ -83,7 +83,7 @@ def test_every_other_recipe_trains_two_iterations(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_trains_two_iterations(name: str) -> None:
     recipe = load_recipe(f"digits/{name}", [f"run.seed={SEED}", "train.iterations=2"])
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     before = {n: p.detach().clone() for n, p in trainer.weight_sets.trainable.items()}
     for _ in range(2):
         record = trainer.step()
@@ -99,7 +99,7 @@ def test_every_recipe_trains_two_iterations(name: str) -> None:
 def test_one_seed_agrees_with_the_table(name: str) -> None:
     """The committed figures come out again, within what rounding on another processor may do."""
     recipe = load_recipe(f"digits/{name}", [f"run.seed={SEED}", "run.threads=1"])
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     drift = 0.0
     for _ in range(recipe.train.iterations):
         drift = max(drift, trainer.step().metrics.get("drift", 0.0))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.recipe import load_recipe
+from genrl_core.run.assembly import build_trainer
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
@@ -38,7 +38,9 @@ def test_every_variant_is_a_recipe_with_the_rate_that_was_chosen() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_two_iterations(name: str) -> None:
-    trainer = Trainer(load_recipe(f"shapes/{name}", ["train.num_prompts=2", "train.iterations=2"]))
+    trainer = build_trainer(
+        load_recipe(f"shapes/{name}", ["train.num_prompts=2", "train.iterations=2"])
+    )
     before = {n: p.detach().clone() for n, p in trainer.weight_sets.trainable.items()}
     for _ in range(2):
         record = trainer.step()
@@ -50,7 +52,7 @@ def test_every_recipe_trains_two_iterations(name: str) -> None:
 def test_the_longer_base_goes_on_from_the_shipped_one() -> None:
     recipe = load_recipe("shapes/longer_base", ["train.iterations=1", "train.num_prompts=2"])
     assert recipe.policy is not None and recipe.policy.weights == "base-0"
-    assert Trainer(recipe).step().problem is None
+    assert build_trainer(recipe).step().problem is None
 
 
 def test_the_table_is_whole() -> None:

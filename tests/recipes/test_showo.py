@@ -20,9 +20,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from genrl_core.loop import evaluate as evaluation
 from genrl_core.loop.advantage import advantages
-from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.recipe import Recipe, load_recipe
 from genrl_core.run import runner
+from genrl_core.run.assembly import build_trainer
 
 # The builders of those tests, and two of their fixtures.
 from ..plugins.amused.conftest import VOCABULARY  # noqa: TID252
@@ -126,8 +126,8 @@ def test_every_recipe_trains(name: str, models: dict[str, Path]) -> None:
     precise = ["train.drift_tolerance=1e-4"]
     if name != "amused_mask_grpo":
         precise.append("policy.precision=float32")
-    trainer = Trainer(shortened(name, models, *precise))
-    before = {n: p.detach().clone() for n, p in trainer.policy.network.named_parameters()}
+    trainer = build_trainer(shortened(name, models, *precise))
+    before = {n: p.detach().clone() for n, p in trainer.parts.policy.network.named_parameters()}
     record = trainer.step()
     assert record.problem is None
     assert record.metrics.get("drift", 0.0) < 1e-4
@@ -135,7 +135,9 @@ def test_every_recipe_trains(name: str, models: dict[str, Path]) -> None:
     assert abs(record.metrics["loss"]) < 1e6
     assert record.metrics["spread"] > 0
     moved = {
-        n for n, p in trainer.policy.network.named_parameters() if not torch.equal(p, before[n])
+        n
+        for n, p in trainer.parts.policy.network.named_parameters()
+        if not torch.equal(p, before[n])
     }
     assert moved and moved <= set(trainer.weight_sets.trainable)
     assert all(("lora_" in n) == name.endswith("_lora") for n in moved)
@@ -146,8 +148,10 @@ def test_bfloat16_drifts_far_less_than_is_allowed(models: dict[str, Path]) -> No
     recipe = shortened("showo_mask_grpo_paper", models)
     assert recipe.policy.precision == "bfloat16"  # type: ignore[union-attr]
     assert recipe.train.drift_tolerance == 1.0
-    trainer = Trainer(recipe)
-    assert trainer.policy.precision == torch.bfloat16, "which decides where a recipe is silent"
+    trainer = build_trainer(recipe)
+    assert trainer.parts.policy.precision == torch.bfloat16, (
+        "which decides where a recipe is silent"
+    )
     record = trainer.step()
     assert record.problem is None
     assert 0 < record.metrics["drift"] < 0.2
@@ -211,11 +215,13 @@ def test_a_run_and_its_checkpoint_serve_as_weights_again(
     for more in (file, based):
         source = tmp_path / f"{len(pictures)}.yaml"
         source.write_text(unpaid.with_overrides(*more).to_yaml())
-        pictures.append(runner.sample(source, ["a red cube"], 2, source.with_suffix(".png")))
-    drawn = runner.sample(tmp_path / "tuned", ["a red cube"], 2, tmp_path / "drawn.png")
+        pictures.append(sampling.sample(source, ["a red cube"], 2, source.with_suffix(".png")))
+    drawn = sampling.sample(tmp_path / "tuned", ["a red cube"], 2, tmp_path / "drawn.png")
     images = [_below_titles(path) for path in (*pictures, drawn)]
     assert images[0] == images[1] == images[2]
-    fresh = runner.sample(recipe_file(recipe, tmp_path), ["a red cube"], 2, tmp_path / "fresh.png")
+    fresh = sampling.sample(
+        recipe_file(recipe, tmp_path), ["a red cube"], 2, tmp_path / "fresh.png"
+    )
     assert _below_titles(fresh) != images[0]
 
 

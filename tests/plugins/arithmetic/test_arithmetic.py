@@ -16,7 +16,7 @@ from genrl_arithmetic import (
 )
 from genrl_autoregressive import TokenConfig
 from genrl_core import GenRLError, Media, Plan, Prompt, RecipeError, RewardError, load_recipe
-from genrl_core.loop.trainer import Trainer
+from genrl_core.run.assembly import build_trainer
 from genrl_core.testing import check_sampler
 
 ROOT = Path(__file__).parents[3]
@@ -117,7 +117,7 @@ def test_grpo_raises_accuracy_on_unseen_sums():
     """On sums that neither base nor tuning saw; base and tuning are about ten seconds each."""
     recipe = load_recipe("arithmetic/grpo", ["run.seed=10", "train.iterations=40"])
     assert all(len(path.read_text().splitlines()) <= 25 for path in recipe_files())
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     before = trainer.evaluate().metrics["correct"]
     records = [trainer.step() for _ in range(recipe.train.iterations)]
     after = trainer.evaluate().metrics["correct"]

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from genrl_arithmetic import ArithmeticMaskedConfig, task
 from genrl_core import Capability, GenRLError, Media, Plan, Prompt, RecipeError, load_recipe
-from genrl_core.loop.trainer import Trainer
+from genrl_core.run.assembly import build_trainer
 from genrl_core.testing import check_sampler
 from genrl_masked import ConfidenceConfig
 
@@ -149,7 +149,7 @@ def test_data_of_another_kind_are_refused():
         overrides = [f"policy.use={policy}", f"sampler.use={sampler}"]
         recipe = load_recipe("arithmetic/masked_base", overrides)
         with pytest.raises(RecipeError, match=f"{sampler} returns data .* Choose {fitting}"):
-            Trainer(recipe)
+            build_trainer(recipe)
 
 
 def test_mask_grpo_raises_accuracy(tmp_path):
@@ -161,11 +161,11 @@ def test_mask_grpo_raises_accuracy(tmp_path):
     small = tmp_path / "small.txt"
     small.write_text("\n".join([text for text in prompts if len(text) == len("1+2=")][::4]))
     more = ["run.seed=10", f"prompts.file={small}", "train.num_prompts=64"]
-    base = Trainer(load_recipe("arithmetic/masked_base", [*more, "train.iterations=60"]))
+    base = build_trainer(load_recipe("arithmetic/masked_base", [*more, "train.iterations=60"]))
     for _ in range(60):
         base.step()
     more += [f"prompts.evaluate={small}", "train.num_prompts=20", "train.learning_rate=1e-3"]
-    trainer = Trainer(load_recipe("arithmetic/mask_grpo", more), policy=base.policy)
+    trainer = build_trainer(load_recipe("arithmetic/mask_grpo", more), policy=base.policy)
     before = trainer.evaluate().metrics["correct"]
     records = [trainer.step() for _ in range(16)]
     after = trainer.evaluate().metrics["correct"]

@@ -22,7 +22,7 @@ from genrl_core import (
     select_rows,
     train,
 )
-from genrl_core.loop.trainer import Trainer
+from genrl_core.run.assembly import build_trainer
 from genrl_core.testing import check_sampler
 
 from .conftest import NETWORKS, save_tokenizer
@@ -358,16 +358,16 @@ def test_a_run_begins_with_what_another_ended_with(published, tmp_path, weights)
                       "learning_rate": 2e-3},
         }, [f"weights={weights}", "run.device=cpu"])  # fmt: skip
         try:
-            trainer, refused = Trainer(recipe, rewards={"arithmetic_correct": Long()}), ""
+            trainer, refused = build_trainer(recipe, rewards={"arithmetic_correct": Long()}), ""
         except RecipeError as error:
             refused = str(error)
         assert not refused
-        cond = trainer.policy.encode(PROMPTS[:1])
-        begun = trainer.policy.elbo(trainer.policy.tokenize(["12"]), cond, {}).log_probs
+        cond = trainer.parts.policy.encode(PROMPTS[:1])
+        begun = trainer.parts.policy.elbo(trainer.parts.policy.tokenize(["12"]), cond, {}).log_probs
         if answers:
             torch.testing.assert_close(begun, answers[-1], rtol=0, atol=1e-5)
         trainer.step()
-        ended = trainer.policy.elbo(trainer.policy.tokenize(["12"]), cond, {}).log_probs
+        ended = trainer.parts.policy.elbo(trainer.parts.policy.tokenize(["12"]), cond, {}).log_probs
         assert (ended - begun).abs().max() > 1e-3, "a step that does nothing would prove nothing"
         answers.append(ended.detach())
         folder = tmp_path / f"run-{number}"
@@ -408,7 +408,7 @@ def in_bfloat16(folder, tmp_path, weights, sampler=None, **fields):
         "train": {"iterations": 2, "num_prompts": 3, "num_generations": 8, "learning_rate": 1e-3,
                   "micro_batch_size": 5},
     })  # fmt: skip
-    return Trainer(recipe, sampler=sampler)
+    return build_trainer(recipe, sampler=sampler)
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")

@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from genrl_autoregressive import CausalLmConfig, TokenConfig
 from genrl_core import GenRLError
-from genrl_core.loop.generate import draw
+from genrl_core.loop.generate import generate
 from genrl_core.loop.plan import plan_of
 
 from .conftest import NETWORKS, PROMPTS, SYMBOLS, IdsPolicy
@@ -76,7 +76,7 @@ def gap(network: nn.Module) -> float:
     """Recorded log-probs against those of one plain call of each row alone, in nats."""
     policy = IdsPolicy(CausalLmConfig(), network, SYMBOLS, (0,))
     sampler = TokenConfig(max_new_tokens=6).build()
-    trajectory, _ = draw(policy, sampler, plan_of(2, 0, 0, PROMPTS, 1), len(PROMPTS))
+    trajectory, _ = generate(policy, sampler, plan_of(2, 0, 0, PROMPTS, 1), len(PROMPTS))
     gaps = []
     for row, prompt in enumerate(PROMPTS):
         tokens = trajectory.final["tokens"][row, : int(trajectory.final["length"][row])]

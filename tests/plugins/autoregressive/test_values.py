@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from genrl_autoregressive import CausalLmConfig, TokenConfig
 from genrl_core import GenRLError, Prompt, select_rows
-from genrl_core.loop.generate import draw
+from genrl_core.loop.generate import generate
 from genrl_core.loop.plan import plan_of
 
 from .conftest import NETWORKS, PROMPTS, SYMBOLS, IdsPolicy
@@ -30,7 +30,7 @@ def valued(kind: str) -> IdsPolicy:
 def scores(policy: IdsPolicy, **fields: object) -> tuple[Tensor, Tensor, Tensor]:
     """Values as recorded and as scored, ``[B, T]`` each, and the terms' mask."""
     sampler = TokenConfig.model_validate({"max_new_tokens": 6} | fields).build()
-    trajectory, _ = draw(policy, sampler, plan_of(2, 0, 0, PROMPTS, 4), 12)
+    trajectory, _ = generate(policy, sampler, plan_of(2, 0, 0, PROMPTS, 4), 12)
     b = torch.arange(len(trajectory))
     value = sampler.score(policy, trajectory, torch.zeros_like(b), b, WANT, {}).value
     assert value is not None and trajectory.terms.value is not None
@@ -55,7 +55,7 @@ def test_a_value_is_linear_in_what_the_output_head_reads(kind: str) -> None:
     read: list[Tensor] = []
     plain.get_output_embeddings().register_forward_pre_hook(lambda _, given: read.append(given[0]))
     sampler = TokenConfig(max_new_tokens=6).build()
-    trajectory, _ = draw(policy, sampler, plan_of(2, 0, 0, PROMPTS, 1), 3)
+    trajectory, _ = generate(policy, sampler, plan_of(2, 0, 0, PROMPTS, 1), 3)
     assert trajectory.terms.value is not None
     for row, prompt in enumerate(PROMPTS):
         length = int(trajectory.final["length"][row])

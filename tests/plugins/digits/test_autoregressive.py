@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from genrl_autoregressive import TokenConfig, teacher_forced
 from genrl_core import Capability, Plan, Prompt, load_recipe
-from genrl_core.loop.trainer import Trainer
+from genrl_core.run.assembly import build_trainer
 from genrl_core.testing import check_sampler
 from genrl_digits import DigitsAutoregressiveConfig, DigitsDataAutoregressiveConfig, data
 from genrl_digits.words import PREFIX
@@ -93,7 +93,9 @@ def test_odd_widths_are_refused():
 
 
 def test_the_recipe_trains_two_iterations():
-    trainer = Trainer(load_recipe("digits/grpo", ["policy.weights=null", "filter.min_std=0.0"]))
+    trainer = build_trainer(
+        load_recipe("digits/grpo", ["policy.weights=null", "filter.min_std=0.0"])
+    )
     before = {n: p.detach().clone() for n, p in trainer.weight_sets.trainable.items()}
     for _ in range(2):
         record = trainer.step()

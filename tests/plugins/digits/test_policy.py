@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from scipy.stats import chisquare
 
 from genrl_core import Capability, Plan, Prompt, RecipeError, load_recipe
-from genrl_core.loop.trainer import Trainer
+from genrl_core.run.assembly import build_trainer
 from genrl_digits import DigitsDataConfig, DigitsMaskedConfig, data
 from genrl_digits.words import NUMBER_WORDS, PREFIX, VOCABULARY, word_ids
 
@@ -124,7 +124,7 @@ def test_too_many_words_are_refused(policy):
 def test_weights_that_nobody_loads_are_refused(name):
     recipe = load_recipe(f"digits/{name}", ["policy.weights=somewhere"])
     with pytest.raises(RecipeError, match=f"somewhere is no folder .* digits_{name} loads no"):
-        Trainer(recipe)
+        build_trainer(recipe)
 
 
 def test_odd_widths_are_refused():

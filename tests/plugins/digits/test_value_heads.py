@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from genrl_core import Prompt, RecipeError, Trajectory, load_recipe
-from genrl_core.loop.generate import draw
+from genrl_core.loop.generate import generate
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.settings import LoraConfig
-from genrl_core.loop.trainer import Trainer
 from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe import check as negotiate
 from genrl_core.registry import Registry
-from genrl_core.run.assembly import _load
+from genrl_core.run.assembly import _load, build_trainer
 
 REGISTRY = Registry.discover()
 PROMPTS = (Prompt("a", "a handwritten three"), Prompt("b", "eight"))
@@ -58,7 +57,7 @@ def rolled(name: str, **fields: Any) -> tuple[Any, Any, Trajectory, Tensor]:
     policy_name, sampler_name, own = CASES[name]
     policy = policy_of(policy_name)
     sampler = REGISTRY.samplers[sampler_name].model_validate(own | fields).build()
-    trajectory, _ = draw(policy, sampler, plan_of(3, 0, 0, PROMPTS, 3), 6)
+    trajectory, _ = generate(policy, sampler, plan_of(3, 0, 0, PROMPTS, 3), 6)
     recorded = trajectory.terms.value
     assert recorded is not None
     calls = trajectory.terms.num_evals
@@ -163,7 +162,7 @@ def ppo_recipe(tmp_path: Path) -> Callable[..., Any]:
 def test_ppo_trains_policy_and_head(ppo_recipe: Callable[..., Any], name: str, lora: bool) -> None:
     adapters = ["weights.lora={rank: 2}"] if lora else []
     recipe = ppo_recipe(f"digits/{name}", "objective.kl={weight: 0.1}", *adapters)
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     before = {n: p.detach().clone() for n, p in trainer.weight_sets.trainable.items()}
     for _ in range(2):
         found = trainer.step().metrics

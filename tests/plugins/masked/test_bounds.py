@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from genrl_core import Plan, Prompt, RecipeError, Streams
-from genrl_core.loop.generate import draw
+from genrl_core.loop.generate import generate
 from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.check import find_problems
 from genrl_core.recipe.recipe import load_recipe
@@ -317,7 +317,7 @@ def setting(make_policy):
         weight_sets.snapshot("reference")
         prompts = (Prompt("1", "a"), Prompt("2", "b"))
         plan = Plan(5, 0, 0, prompts, torch.tensor([0, 0, 0, 1, 1, 1]), torch.arange(6) % 3)
-        trajectory, _ = draw(policy, sampler, plan, 99)
+        trajectory, _ = generate(policy, sampler, plan, 99)
         if move:
             with torch.no_grad():
                 policy.network.logits.add_(0.3 * policy.network.logits.cos())

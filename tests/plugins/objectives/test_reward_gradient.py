@@ -23,10 +23,10 @@ from genrl_core import (
     select_rows,
 )
 from genrl_core.loop.plan import plan_of
-from genrl_core.loop.reward_view import RewardView, replayed
-from genrl_core.loop.trainer import Trainer
+from genrl_core.loop.views.reward import RewardView, backprop_steps
 from genrl_core.recipe.check import negotiate
 from genrl_core.registry import Registry
+from genrl_core.run.assembly import build_trainer
 from genrl_diffusion import CpsConfig, DiffusersSolverConfig, FlowOdeConfig, FlowSdeConfig
 from genrl_digits import DigitClassifierConfig, DigitsDiffusionConfig, data, rewards
 from genrl_digits.words import NUMBER_WORDS
@@ -169,7 +169,7 @@ def view_of(policy: Policy, config: Any, backprop: SamplerBackprop) -> RewardVie
         trajectory = sampler.rollout(policy, select_rows(prompts, plan.group), plan)
     reward: dict[str, tuple[float, Reward]] = {"digits": (2.0, DigitClassifierConfig().build())}
     given = {"digits": torch.ones(6, dtype=torch.bool)}
-    steps, stop = replayed(backprop, plan.streams("replay/0"))
+    steps, stop = backprop_steps(backprop, plan.streams("replay/0"))
     return RewardView(policy, sampler, trajectory, (plan,), reward, given, steps, stop)
 
 
@@ -230,7 +230,7 @@ def test_the_first_pass_and_the_second_agree(policy: Policy) -> None:
 def test_the_digits_recipes_repeat_their_samples(name: str) -> None:
     assert len((RECIPES / f"{name}.yaml").read_text().splitlines()) <= 25
     recipe = load_recipe(f"digits/{name}", ["policy.weights=null", "train.num_prompts=4"])
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     before = [p.detach().clone() for p in trainer.weight_sets.trainable.values()]
     for _ in range(2):
         record = trainer.step()
@@ -301,14 +301,14 @@ def test_what_has_no_steps_is_refused() -> None:
 def test_a_stop_beyond_the_last_step_is_named() -> None:
     recipe = load_recipe("digits/refl", ["policy.weights=null", "sampler.num_inference_steps=4"])
     with pytest.raises(RecipeError, match=r"step \d is asked for, but sampler.num_inference_steps"):
-        Trainer(recipe).step()
+        build_trainer(recipe).step()
 
 
 @pytest.mark.parametrize("mixed", ["grpo: {epsilon: 1e-3, over: mean}", "kl: {weight: 0.01}"])
 def test_it_mixes_with_others(mixed: str) -> None:
     noise = ["sampler.noise=0.7", f"objective={{reward_gradient: {{weight: 2.0}}, {mixed}}}"]
     recipe = load_recipe("digits/draft", ["policy.weights=null", "train.num_prompts=4", *noise])
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     for _ in range(2):
         record = trainer.step()
         assert record.problem is None
@@ -324,6 +324,6 @@ def test_a_reward_of_another_shape_is_named_in_a_run() -> None:
             return pixels.mean()
 
     recipe = load_recipe("digits/draft", ["policy.weights=null", "train.num_prompts=2"])
-    trainer = Trainer(recipe, rewards={"flat": Flat()})
+    trainer = build_trainer(recipe, rewards={"flat": Flat()})
     with pytest.raises(RewardError, match="the gradient of reward 'flat' has the shape"):
         trainer.step()

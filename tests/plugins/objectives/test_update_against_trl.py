@@ -24,7 +24,7 @@ from genrl_core import (
     Trajectory,
     load_recipe,
 )
-from genrl_core.loop.trainer import Trainer
+from genrl_core.run.assembly import build_trainer
 
 TEXTS = ("1+2=", "3")
 TEMPERATURE, SIZE, LENGTH = 0.7, 4, 6
@@ -105,14 +105,14 @@ def ours(folder: Path, rollout: Trajectory, loss: str, prompts: Path) -> dict[st
             "max_grad_norm": None, "micro_batch_size": 3,
         },
     })  # fmt: skip
-    trainer = Trainer(
+    trainer = build_trainer(
         recipe, sampler=SamplerBackprop(rollout, scorer()), rewards={"table": Rewards()},
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0),
     )  # fmt: skip
     record = trainer.step()
     assert record.problem is None
     assert record.metrics["drift"] < 1e-5
-    return {name: p.detach() for name, p in trainer.policy.network.named_parameters()}
+    return {name: p.detach() for name, p in trainer.parts.policy.network.named_parameters()}
 
 
 def theirs(

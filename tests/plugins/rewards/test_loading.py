@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from genrl_core import RecipeError, load_recipe
 from genrl_core.recipe.check import negotiate
+from genrl_core.run.assembly import build_trainer
 from genrl_rewards import (
     AestheticConfig,
     ClipScoreConfig,
@@ -254,7 +255,6 @@ def test_a_recipe_is_checked_without_weights(tmp_path: Path, offline: Path, labe
 def test_a_run_judges_with_the_network_on_its_device(
     tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from genrl_core.loop.trainer import Trainer
     from genrl_rewards.base import NetworkReward
 
     moved: list[torch.device] = []
@@ -262,18 +262,18 @@ def test_a_run_judges_with_the_network_on_its_device(
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE.format(label="clip_score", fields=f"{{weights: {clip}}}"))
     short = ["policy.weights=null", "evaluate=null", "prompts.evaluate=null", "run.device=cpu"]
-    trainer = Trainer(load_recipe(str(path), [*short, "train.num_prompts=2"]))
+    trainer = build_trainer(load_recipe(str(path), [*short, "train.num_prompts=2"]))
     record = trainer.step()
     assert moved == [torch.device("cpu")]
-    (reward,) = [reward for _, reward in trainer.rewards.values()]
+    (reward,) = [reward for _, reward in trainer.parts.rewards.values()]
     assert isinstance(reward, NetworkReward)
     frozen = {p.data_ptr() for p in reward.network.parameters()}
-    groups = trainer.optimizer.param_groups
+    groups = trainer.parts.optimizer.param_groups
     assert not frozen & {p.data_ptr() for group in groups for p in group["params"]}
     trainer.save(tmp_path / "checkpoints")
     saved = [load_file(file) for file in (tmp_path / "checkpoints").rglob("*.safetensors")]
     assert saved and not {k for state in saved for k in state if "text_model" in k or "clip" in k}
-    most = sum(p.numel() for p in trainer.policy.network.parameters())
+    most = sum(p.numel() for p in trainer.parts.policy.network.parameters())
     assert max(sum(t.numel() for t in state.values()) for state in saved) <= 3 * most
     assert -1 <= record.metrics["reward/clip_score"] <= 1
     assert record.metrics["reward_std"] > 0

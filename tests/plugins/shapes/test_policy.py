@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from scipy.stats import binomtest, chisquare
 
 from genrl_core import Capability, Media, Plan, Prompt, RecipeError, Reward, load_recipe
-from genrl_core.loop.trainer import Trainer
+from genrl_core.run.assembly import build_trainer
 from genrl_core.testing import check_sampler
 from genrl_masked import ConfidenceConfig
 from genrl_shapes import (
@@ -218,7 +218,7 @@ def test_the_base_learns(tmp_path):
     file.write_text('{"text": "a red square"}\n{"text": "a blue cross"}\n')
     more = [f"prompts.file={file}", "train.iterations=60", "train.num_prompts=2"]
     recipe = load_recipe("shapes/masked_base", [*SMALL, *more, "train.num_generations=8"])
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     losses = [trainer.step().metrics["loss"] for _ in range(60)]
     print(f"loss: {np.mean(losses[:5]):.1f} -> {np.mean(losses[-10:]):.1f}")
     assert np.mean(losses[:5]) > 100
@@ -241,7 +241,7 @@ def test_mask_grpo_trains_on_this_world_and_is_measured_by_category():
     more += ["evaluate.num_generations=1", "evaluate.sampler.num_inference_steps=2"]
     recipe = load_recipe("shapes/mask_grpo", [*SMALL, *more])
     assert recipe.train.num_generations == 8
-    trainer = Trainer(recipe, rewards={"shapes_verifier": Ink()})
+    trainer = build_trainer(recipe, rewards={"shapes_verifier": Ink()})
     before = {n: p.detach().clone() for n, p in trainer.weight_sets.trainable.items()}
     for _ in range(2):
         record = trainer.step()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genrl_core import Capability, GenRLError, Plan, Prompt, RecipeError, load_recipe, select_rows
-from genrl_core.loop.trainer import Trainer
+from genrl_core.run.assembly import build_trainer
 from genrl_core.testing import check_sampler
 from genrl_masked import ConfidenceConfig, RandomReleaseConfig, guided_logits
 from genrl_showo import ShowoConfig
@@ -269,17 +269,19 @@ def test_an_iteration_through_the_trainer(published, tmp_path, weights, policy):
     """Finite, without drift; the second update has moved, and the KL from the reference is seen."""
     objective = "{grpo: {epsilon: 0.2}, kl: {weight: 0.05, estimator: k3}}"
     recipe = recipe_for(published, tmp_path, weights, policy, objective)
-    trainer = Trainer(recipe)
+    trainer = build_trainer(recipe)
     lora = "lora" in weights
     trained = set(trainer.weight_sets.trainable)
-    before = {name: p.detach().clone() for name, p in trainer.policy.network.named_parameters()}
+    before = {
+        name: p.detach().clone() for name, p in trainer.parts.policy.network.named_parameters()
+    }
     record = trainer.step()
     assert record.problem is None
     assert record.metrics["drift"] < 1e-5
     assert all(abs(record.metrics[key]) < 1e6 for key in ("loss", "grad_norm", "reward"))
     assert record.metrics["grad_norm"] > 0
     moved = {
-        name for name, p in trainer.policy.network.named_parameters()
+        name for name, p in trainer.parts.policy.network.named_parameters()
         if not torch.equal(p, before[name])
     }  # fmt: skip
     assert moved and moved <= trained
@@ -300,7 +302,7 @@ def test_a_prompt_that_showo_reads_in_part_is_named(published, tmp_path):
     recipe = recipe.with_overrides(path, "prompts.evaluate=null", "train.num_prompts=3")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        Trainer(recipe).step()
+        build_trainer(recipe).step()
     told = [str(w.message) for w in caught if "cut off" in str(w.message)]
     assert len(told) == 2, told
     for part, line, length in (("text", 2, fits + 4), ("negative", 3, fits + 8)):

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from genrl_core import load_recipe
-from genrl_core.loop.trainer import Trainer
 from genrl_core.registry import Registry
+from genrl_core.run.assembly import build_trainer
 
 from .test_policy import recipe_for
 
@@ -40,7 +40,7 @@ def trained(recipe, **given):
     policy = recipe.policy.build()
     policy.network.double()
     policy.image_tokenizer.double()
-    trainer = Trainer(recipe, policy=policy, **given)
+    trainer = build_trainer(recipe, policy=policy, **given)
     metrics = [trainer.step().metrics for _ in range(ITERATIONS)]
     timeless = [{k: v for k, v in m.items() if not k.startswith("seconds")} for m in metrics]
     return policy.network.state_dict(), timeless

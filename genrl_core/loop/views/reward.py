@@ -8,6 +8,7 @@ from torch import Tensor
 
 from genrl_core.errors import GenRLError, RewardError
 from genrl_core.interfaces.batch import Batch
+from genrl_core.interfaces.capability import Capability
 from genrl_core.interfaces.media import Prompt
 from genrl_core.interfaces.objective import SamplerBackprop
 from genrl_core.interfaces.policy import Policy
@@ -16,20 +17,22 @@ from genrl_core.interfaces.reward import Reward
 from genrl_core.interfaces.reward_values import ask
 from genrl_core.interfaces.sampler import Sampler
 from genrl_core.interfaces.streams import Streams
-from genrl_core.loop.advantage import Share, combine
+from genrl_core.loop.combine import Share, combine, shares_of
+from genrl_core.loop.rollout import Rollout
+from genrl_core.loop.views.common import Context, Prepared, View, Wanted, make_batch
 
 END = -1
 """In place of a step: the sample ends where its sampler ends."""
 
 
 @dataclass(frozen=True)
-class RewardView:
+class RewardView(View):
     """The combined reward of samples that are drawn again: one row per sample.
 
     A sample's random stream depends on nothing but its place in the plan, so drawing it again under
     the same weights gives the same sample, and this time the last ``steps`` of its steps keep their
     graph. A chunk holds the graph of its own rows: ``train.micro_batch_size`` samples of ``steps``
-    network calls each. Conditions are those of the rollout, without gradient.
+    network evaluations each. Conditions are those of the rollout, without gradient.
 
     Attributes:
         trajectory: this rank's samples, as drawn.
@@ -43,6 +46,16 @@ class RewardView:
             are compared with is what was recorded of them.
     """
 
+    name = "reward"
+    capability = Capability.DIFFERENTIABLE
+    compared = (
+        "rewards",
+        (
+            "The sampler does not repeat what it drew: check that every random choice comes from "
+            "plan.streams, and that rollout draws the same with grad_steps"
+        ),
+    )
+
     policy: Policy
     sampler: Sampler
     trajectory: Trajectory
@@ -54,9 +67,33 @@ class RewardView:
     again: bool = True
     shares: Mapping[str, Share] = field(default_factory=dict)
 
-    @property
-    def num_evals(self) -> int:
-        return 1
+    num_evals: int = 1
+
+    @classmethod
+    def prepare(
+        cls, wanted: Wanted, rollout: Rollout, advantage: Tensor, update: int, context: Context
+    ) -> Prepared:
+        """The recorded rewards are those of the recorded samples, of pixels that are not rounded.
+
+        Where ``SamplerBackprop.stop`` ends samples earlier, nothing of them is recorded, and one
+        more pass without gradient computes their rewards.
+        """
+        steps, stop = backprop_steps(wanted.backprop, rollout.streams(f"replay/{update}"))
+        rewards, where = context.rewards, rollout.sample_index
+        known = {n: rollout.rewards.get(n, (w, rollout.reward)) for n, (w, _) in rewards.items()}
+        applies = {n: ~each.isnan() for n, (_, each) in rollout.rewards.items()}
+        shares = shares_of(context.advantage, known, rollout.valid, rollout.group)
+        view = cls(
+            context.policy, context.sampler, rollout.trajectory, rollout.parts, rewards,
+            {name: applies.get(name, rollout.valid)[where] for name in rewards}, steps, stop,
+            shares={name: share.at(where) for name, share in shares.items()},
+        )  # fmt: skip
+        one = torch.ones(1, len(rollout.reward), dtype=context.dtype)
+        batch = make_batch(cls.name, rollout, advantage, one)
+        if update or not rollout.on_policy:
+            return Prepared(view, batch, None)
+        drawn = view if wanted.backprop.stop else replace(view, again=False)
+        return Prepared(view, batch, context.evaluate(drawn, batch, rollout))
 
     def evaluate(self, k: Tensor, b: Tensor) -> Tensors:  # noqa: ARG002  # one call per sample
         """``differentiable_reward`` ``[R, 1]``; rows that end alike are drawn together."""
@@ -101,10 +138,10 @@ class RewardView:
                 values[label] = absent.index_put((rows,), value.to(absent))
         return combine(values, shares)
 
-    def blank(self, batch: Batch) -> Tensors:
+    def fill_values(self, batch: Batch) -> Tensors:
         return {"differentiable_reward": torch.zeros_like(batch.log_probs)}
 
-    def insert(self, batch: Batch, values: Tensors) -> Batch:
+    def with_current(self, batch: Batch, values: Tensors) -> Batch:
         return replace(batch, differentiable_reward=values["differentiable_reward"])
 
 
@@ -134,7 +171,7 @@ def reward_gradient(
     return value
 
 
-def replayed(backprop: SamplerBackprop, streams: Streams) -> tuple[Tensor, Tensor]:
+def backprop_steps(backprop: SamplerBackprop, streams: Streams) -> tuple[Tensor, Tensor]:
     """``steps`` and ``stop`` of every sample, ``[b]`` int64 each, from its own random stream."""
     share = streams.uniform(2).double().cpu()
     steps = torch.full((len(share),), backprop.steps)
