@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,23 @@ from genrl_core.interfaces.streams import Streams
 
 Predict = Callable[..., tuple[Tensor, Tensor | None]]
 """``predict(*inputs, cond)``: a prediction ``[R, ...]`` and the values ``[R, ...]`` or None."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What ``Policy.export`` wrote.
+
+    Attributes:
+        files: what was written, below the folder.
+        loads_with: the library and class that loads it, ``transformers AutoModelForCausalLM``.
+        snippet: the lines of Python that load it.
+        note: what whoever uses it should know; empty for nothing.
+    """
+
+    files: tuple[str, ...]
+    loads_with: str
+    snippet: str
+    note: str = ""
 
 
 class Policy(ABC):
@@ -154,3 +173,19 @@ class Policy(ABC):
     def decode_pixels(self, final: Tensors) -> Tensor:
         """Differentiable pixels in [0, 1]: ``[B, 3, H, W]``, float32 or better."""
         raise NotImplementedError(f"{type(self).__name__} is not differentiable")
+
+    def export(self, folder: Path, *, merge: bool, adapter: str | None) -> ExportReport:  # noqa: ARG002
+        """Write the network in the published format of its kind, for other programs.
+
+        Args:
+            folder: an empty folder.
+            merge: whether adapters are folded into the weights, or written by themselves.
+            adapter: the name of the adapter that is written; None where there is none.
+
+        Raises:
+            GenRLError: by default, since only the policy knows its format.
+        """
+        raise GenRLError(
+            f"{type(self).__name__} does not know how to export its network: implement "
+            "export(folder, merge=..., adapter=...), or use the run's checkpoints"
+        )

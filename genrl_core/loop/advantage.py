@@ -1,17 +1,22 @@
 """Rewards to advantages: ordinary code on global numbers, equal on every rank."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from genrl_core.errors import GenRLError
 from genrl_core.loop.combine import combine, shares_of
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig
 from genrl_core.loop.statistics import group_statistics, moments
+
+Baseline = Callable[[Tensor, Tensor], Tensor]
+"""A plugin's: ``(rewards, group)``, ``[N]`` float64 and int64 each, of the samples that have a
+reward, to what is subtracted from each, ``[N]``."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class PromptStatistics:
 
 def advantages(
     config: AdvantageConfig, reward: Tensor, valid: Tensor, group: Tensor,
-    running: Compared | None = None,
+    running: Compared | None = None, own: Baseline | None = None,
 ) -> Tensor:  # fmt: skip
     """The advantage of every sample: ``(reward - baseline) / (scale + epsilon)``.
 
@@ -97,9 +102,13 @@ def advantages(
         valid: ``[B]`` bool.
         group: ``[B]`` int64.
         running: what ``PromptStatistics`` says, where the config asks for a prompt's statistics.
+        own: a baseline that takes the place of the config's.
 
     Returns:
         ``[B]`` float64.
+
+    Raises:
+        GenRLError: ``own`` gave something else than a number per sample.
     """
     assert running is not None or not config.runs, "a prompt's statistics are missing"
     zero = torch.zeros_like(reward)
@@ -111,7 +120,9 @@ def advantages(
         return Compared(*(each[over] for each in group_statistics(reward, valid, over)))
 
     difference = reward
-    if config.baseline != "none":
+    if own is not None:
+        difference = reward - _own_baseline(own, config.baseline, reward, valid, group)
+    elif config.baseline != "none":
         beside = compared(config.baseline)
         mean, std, count = beside.mean, beside.std, beside.count
         if config.baseline == "leave_one_out":
@@ -128,6 +139,17 @@ def advantages(
     if config.clip is not None:
         difference = difference.clamp(-config.clip, config.clip)
     return torch.where(valid, difference, zero)
+
+
+def _own_baseline(own: Baseline, name: str, reward: Tensor, valid: Tensor, group: Tensor) -> Tensor:
+    found: object = own(reward[valid], group[valid])
+    if not isinstance(found, Tensor) or found.shape != (int(valid.sum()),):
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise GenRLError(
+            f"advantage.baseline: {name} gave {shape} for {int(valid.sum())} rewards: expected a "
+            "tensor with a number for each"
+        )
+    return torch.zeros_like(reward).masked_scatter(valid, found.to(reward))
 
 
 def normalised_then_summed(
@@ -158,8 +180,8 @@ def normalised_then_summed(
 class Advantages:
     """The section ``advantage`` at work, with what it remembers of each prompt's rewards."""
 
-    def __init__(self, config: AdvantageConfig):
-        self._config = config
+    def __init__(self, config: AdvantageConfig, own: Baseline | None = None):
+        self._config, self._own = config, own
         self._statistics = PromptStatistics(config)
 
     def __call__(self, rollout: Rollout) -> Tensor:
@@ -174,7 +196,7 @@ class Advantages:
         if config.combine == "normalise_then_sum" and rollout.rewards:
             return normalised_then_summed(config, rollout.rewards.values(), *known[1:])
         running = self._statistics.update(*known, rollout.prompt_ids) if config.runs else None
-        return advantages(config, *known, running)
+        return advantages(config, *known, running, self._own)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds: JSON."""

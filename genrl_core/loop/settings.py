@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from genrl_core.interfaces.configs import NEUTRAL, Count, NonNegative, Positive, Schema
 
+BASELINES = ("group_mean", "leave_one_out", "batch_mean", "prompt_mean", "none")
+"""GenRL's own; plugins register further ones as functions."""
+
 
 class AdvantageConfig(Schema):
     """How rewards become advantages."""
@@ -16,9 +19,10 @@ class AdvantageConfig(Schema):
         "z-score (GDPO); filter and objectives read it, and with z-scores an advantage is that sum "
         "divided by the batch's deviation, whatever baseline and scale",
     )
-    baseline: Literal["group_mean", "leave_one_out", "batch_mean", "prompt_mean", "none"] = Field(
+    baseline: str = Field(
         "group_mean",
-        description="what is subtracted from a reward; prompt_mean is its prompt's running one",
+        description="what is subtracted from a reward: group_mean, leave_one_out, batch_mean, "
+        "prompt_mean (its prompt's running one), none, or a function that a plugin registered",
     )
     scale: Literal["group_std", "batch_std", "prompt_std", "none"] = Field(
         "group_std",

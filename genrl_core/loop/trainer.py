@@ -21,7 +21,7 @@ from genrl_core.interfaces.media import Media, Prompt
 from genrl_core.interfaces.policy import Policy
 from genrl_core.interfaces.reward import Reward
 from genrl_core.interfaces.sampler import Sampler
-from genrl_core.loop.advantage import Advantages
+from genrl_core.loop.advantage import Advantages, Baseline
 from genrl_core.loop.distributed import Runtime
 from genrl_core.loop.evaluate import Evaluation, Evaluator
 from genrl_core.loop.objectives import ObjectiveGroup, RequiredWeights
@@ -49,6 +49,7 @@ class Parts:
         optimizer, scheduler: of the trainable parameters.
         train, advantage: the sections of the recipe.
         seed: of minibatches.
+        baseline: a plugin's, in place of those that ``advantage`` names.
         began_with: a hash of the policy's weights before training, which a checkpoint names.
         warn: told what the user should look at.
     """
@@ -68,6 +69,7 @@ class Parts:
     runtime: Runtime
     seed: int
     began_with: str = ""
+    baseline: Baseline | None = None
     warn: Callable[[str], None] = warnings.warn
 
 
@@ -101,7 +103,7 @@ class Trainer:
         for name in ([REFERENCE] if parts.required.reference else []) + list(self.averages):
             self.weight_sets.snapshot(name)
         self.rollouts = parts.rollouts
-        self.advantages = Advantages(parts.advantage)
+        self.advantages = Advantages(parts.advantage, parts.baseline)
         context = Context(
             parts.policy, parts.sampler, parts.weight_sets, parts.train, parts.advantage,
             parts.runtime, parts.rewards,

@@ -2,42 +2,26 @@
 
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from genrl_core.errors import CheckpointError, GenRLError, RecipeError
 from genrl_core.loop.distributed import Runtime
-from genrl_core.loop.evaluate import Evaluation
 from genrl_core.loop.trainer import Record, Trainer
 from genrl_core.recipe.identity import changes, flat, refusal
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run import checkpoint, saving
 from genrl_core.run.api import open_run
 from genrl_core.run.assembly import build_trainer
+from genrl_core.run.baseline import Measured, measure_baseline
 from genrl_core.run.console import metrics_line
 from genrl_core.run.dry_run import dry_run as run_dry
 from genrl_core.run.folder import Recorder
-from genrl_core.run.pictures import Column
 from genrl_core.run.signals import Signals
 from genrl_core.text import format_value
 
 DONE, STOPPED = 0, 75
-
-
-@dataclass(frozen=True)
-class Measured:
-    """An evaluation under the name that tables and pictures give it."""
-
-    title: str
-    evaluation: Evaluation
-
-    def row(self) -> dict[str, Any]:
-        return {"title": self.title, **self.evaluation.metrics}
-
-    def column(self) -> Column:
-        found = self.evaluation
-        return Column(self.title, found.media, found.prompts, found.metrics)
 
 
 def run(
@@ -254,25 +238,12 @@ class _Run:
         self._saved = time.monotonic()
 
     def _measure_base(self, trainer: Trainer) -> dict[str, Measured]:
-        """The policy before training: as recipes sample it, and at the best of "
-        "``baseline_sweep``.
-        """
         if not trainer.parts.evaluator.prompts:
             return {}
-        found = {"before": self._measured("base", trainer)}
-        best: Measured | None = None
-        headline = _primary_metric(self._recipe, found["before"].evaluation)
-        for field, values in self._recipe.evaluate.baseline_sweep.items():
-            for value in values:
-                swept = self._measured(f"base, {field} {value:g}", trainer, **{field: value})
-                score = swept.evaluation.metrics[headline]
-                if best is None or score > best.evaluation.metrics[headline]:
-                    best = swept
-        if best is not None:
-            found["best_base"] = best
-        return found
+        measure, note = partial(self._measured, trainer), partial(self._note, "note")
+        return measure_baseline(self._recipe, trainer, measure, note)
 
-    def _measured(self, title: str, trainer: Trainer, **overrides: Any) -> Measured:
+    def _measured(self, trainer: Trainer, title: str, **overrides: Any) -> Measured:
         """An evaluation, which is said at once: a run of days must not keep it to its end."""
         start = time.monotonic()
         found = Measured(title, trainer.evaluate(**overrides))
@@ -302,11 +273,3 @@ class _Run:
             self._recorder.event(kind, message, **data)
         elif self._runtime.main:
             self._early.append((kind, message, data))
-
-
-def _primary_metric(recipe: Recipe, found: Evaluation) -> str:
-    name = recipe.evaluate.primary_metric or next(iter(found.metrics), "")
-    if recipe.evaluate.baseline_sweep and name not in found.metrics:
-        known = ", ".join(found.metrics)
-        raise RecipeError(f"evaluate.primary_metric: {name!r} is not measured; there are {known}")
-    return name

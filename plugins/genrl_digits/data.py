@@ -12,9 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.datasets import load_digits
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from genrl_core import Media, RewardError
@@ -55,6 +52,8 @@ class Digits:
 @cache
 def split(name: SplitName) -> Digits:
     """One of three disjoint splits that cover the data set, each with every digit in proportion."""
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     noise = np.random.Generator(np.random.Philox(key=_SEED)).random(len(bunch.target))
     by_digit = np.lexsort((noise, bunch.target))
@@ -72,6 +71,9 @@ def split(name: SplitName) -> Digits:
 @cache
 def codebook(size: int) -> Array:
     """k-means centres of the generator split's 2 x 2 patches: ``[size, 4]`` float64, 0 to 16."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
     patches = _patches(split("generator").images).reshape(-1, PATCH * PATCH)
     with threadpool_limits(1):
         means = KMeans(size, n_init=1, max_iter=100, random_state=_SEED % 2**31).fit(patches)
