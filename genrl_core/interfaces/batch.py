@@ -30,6 +30,7 @@ class Batch:
     ``reward`` is the one that ``advantage.combine`` makes of several; so is
     ``differentiable_reward``, ``[1, B]`` for the view ``reward``, of the samples as they are drawn
     again; ``log_probs`` is 0 there.
+    ``view``: which view of the rollout the numbers are: steps, elbo, denoising or reward.
     Entries outside ``mask`` hold the recorded numbers, so that a ratio there is 1 and finite.
     """
 
@@ -56,6 +57,7 @@ class Batch:
     error_weights: tuple[Tensor, ...] = ()
     draw_weight: Tensor | None = None
     differentiable_reward: Tensor | None = None
+    view: str = "steps"
 
     def reduce(self, x: Tensor, how: Reduction = "sample_mean") -> Tensor:
         """``functional.reduce`` with this batch's mask, weights and denominators."""

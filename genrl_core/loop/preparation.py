@@ -158,7 +158,7 @@ class Preparer:
         ones = torch.ones_like(terms.log_probs)
         batch = _batch(
             rollout, advantage, ones, log_probs=terms.log_probs, old_log_probs=terms.log_probs,
-            events=terms.events, step=terms.step, mask=selected,
+            events=terms.events, step=terms.step, mask=selected, view=side.view,
             denominator_mask=terms.mask if self.train.steps.importance else selected,
             weight=weight if terms.weight is None else weight * terms.weight,
             scale=ones if terms.scale is None else terms.scale,
@@ -211,7 +211,7 @@ class Preparer:
         ones, mask = torch.ones_like(weight), events > 0
         batch = _batch(
             rollout, advantage, ones, events=events, mask=mask, denominator_mask=mask,
-            weight=weight,
+            weight=weight, view=side.view,
             step=step, draw_weight=weights,
         )  # fmt: skip
         recorded = None
@@ -240,7 +240,7 @@ class Preparer:
             steps, stop, shares={n: share.at(rollout.sample_index) for n, share in shares.items()},
         )  # fmt: skip
         one = torch.ones(1, len(rollout.reward), dtype=_dtype(self.policy))
-        batch = _batch(rollout, advantage, one)
+        batch = _batch(rollout, advantage, one, view=side.view)
         if update or not rollout.on_policy:
             return Prepared(view, batch, None)
         drawn = view if side.backprop.stop else replace(view, again=False)
