@@ -6,12 +6,19 @@ imported on first use.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from genrl_core import Capability, PolicyConfig, SamplerConfig, Schema, hookimpl, lazy_names
+from genrl_core import (
+    Capability,
+    PolicyConfig,
+    Register,
+    SamplerConfig,
+    Schema,
+    hookimpl,
+    lazy_names,
+)
 from genrl_diffusion import kernel
 
 if TYPE_CHECKING:
@@ -181,6 +188,7 @@ class RolloutConfig(SamplerConfig):
 class DiffusionSamplerConfig(RolloutConfig):
     """A sampler by one Gaussian step kernel; a subclass adds a knob and ``coefficients``."""
 
+    builds = "genrl_diffusion.sampler:KernelSampler"
     window: WindowConfig | None = Field(
         None, description="restricts noise and training to some steps (Flow-GRPO-Fast, MixGRPO)"
     )
@@ -266,11 +274,6 @@ class DiffusionSamplerConfig(RolloutConfig):
         silent = [knob for knob in ("noise", "eta") if getattr(self, knob, None) == 0]
         return f"{silent[0]} is 0, and {reason}" if silent else reason
 
-    def build(self) -> "KernelSampler":
-        from genrl_diffusion.sampler import KernelSampler
-
-        return KernelSampler(self)
-
 
 class FlowOdeConfig(DiffusionSamplerConfig):
     """Euler steps of the probability-flow ODE, without noise; DDIM with eta 0."""
@@ -352,19 +355,15 @@ class DiffusersSolverConfig(RolloutConfig):
     """A multistep ODE solver of diffusers: few steps, no densities, for objectives on the bound."""
 
     paper: ClassVar[str] = "arXiv 2211.01095"
+    builds = "genrl_diffusion.solver:SolverSampler"
     scheduler: Literal["dpm_solver", "unipc", "deis"] = Field(
         "dpm_solver", description="DPM-Solver++, UniPC or DEIS"
     )
     solver_order: Annotated[int, Field(ge=1, le=3)] = Field(2, description="order of the solver")
 
-    def build(self) -> "SolverSampler":
-        from genrl_diffusion.solver import SolverSampler
-
-        return SolverSampler(self)
-
 
 @hookimpl
-def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> None:
+def register_samplers(register: Register) -> None:
     """The step kernels, and the multistep solvers."""
     register("flow_ode", FlowOdeConfig)
     register("flow_sde", FlowSdeConfig)

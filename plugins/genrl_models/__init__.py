@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 from genrl_core import lazy_names
 
 if TYPE_CHECKING:
-    from genrl_models.attention import attend, attention_backend, transformers_attention
-    from genrl_models.forwards import forward_arguments
-    from genrl_models.hub import ModelFiles
-    from genrl_models.tensor_files import WEIGHT_FILES, fit_tensors, read_tensors
-
-__all__ = [
-    "WEIGHT_FILES", "ModelFiles", "attend", "attention_backend", "fit_tensors",
-    "forward_arguments", "read_tensors", "transformers_attention",
-]  # fmt: skip
+    from genrl_models.attention import attend as attend
+    from genrl_models.attention import attention_backend as attention_backend
+    from genrl_models.attention import transformers_attention as transformers_attention
+    from genrl_models.forwards import forward_arguments as forward_arguments
+    from genrl_models.hub import ModelFiles as ModelFiles
+    from genrl_models.tensor_files import WEIGHT_FILES as WEIGHT_FILES
+    from genrl_models.tensor_files import fit_tensors as fit_tensors
+    from genrl_models.tensor_files import read_tensors as read_tensors
 
 __getattr__ = lazy_names(__name__, {
     "attend": "attention", "attention_backend": "attention", "transformers_attention": "attention",
