@@ -2,8 +2,8 @@
 
 It registers nothing. ``ModelFiles`` finds a model in the hub or in a folder, ``read_tensors`` and
 ``fit_tensors`` read weights without pickle and put them into a network, ``attend`` and
-``attention_backend`` choose the kernel of attention, ``forward_arguments`` says what a forward
-takes.
+``attention_backend`` take an ``AttentionChoice`` for the kernel of attention, ``forward_arguments``
+says what a forward takes.
 """
 
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from genrl_core import lazy_names
 
 if TYPE_CHECKING:
+    from genrl_models.attention import AttentionChoice as AttentionChoice
     from genrl_models.attention import attend as attend
     from genrl_models.attention import attention_backend as attention_backend
     from genrl_models.attention import transformers_attention as transformers_attention
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from genrl_models.tensor_files import read_tensors as read_tensors
 
 __getattr__ = lazy_names(__name__, {
-    "attend": "attention", "attention_backend": "attention", "transformers_attention": "attention",
+    "AttentionChoice": "attention", "attend": "attention", "attention_backend": "attention",
+    "transformers_attention": "attention",
     "forward_arguments": "forwards", "ModelFiles": "hub",
     "WEIGHT_FILES": "tensor_files", "fit_tensors": "tensor_files", "read_tensors": "tensor_files",
 })  # fmt: skip
