@@ -1,9 +1,9 @@
-"""Ratios, surrogates, KL estimators and reductions: pure functions on ``[T, B]`` matrices of terms.
+"""Ratios, clips, KL estimators and reductions: pure functions on ``[T, B]`` matrices of terms.
 
 Every function works on plain tensors, keeps their dtype, and is differentiable. ``T`` counts the
-terms of a sample, ``B`` the samples; ``mask`` says which entries count. Objectives are built from
-these functions and from nothing else, so a plugin can build its own the same way. Of samplers
-there is one: ``guided``, on predictions of any shape.
+terms of a sample, ``B`` the samples; ``mask`` says which entries count. These are the functions
+that objectives share; what only one of them uses stands in its own file, so that a plugin's
+objective is built like GenRL's. ``guided`` is for policies and takes predictions of any shape.
 """
 
 import math
@@ -11,16 +11,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 Level = Literal["term", "sequence"]
 Events = Literal["sum", "mean"]
 Reduction = Literal["token_mean", "sample_mean", "constant", "sum", "group_mean"]
 Estimator = Literal["k1", "k2", "k3", "unbiased"]
-Preference = Literal[
-    "sigmoid", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard",
-    "apo_zero", "apo_down",
-]  # fmt: skip
 
 MOST_NATS = 20.0
 """Where the exponent of a ratio ends: in float32 ``exp`` overflows at 88.7, and 0 inf is NaN."""
@@ -135,63 +130,6 @@ def is_capped(ratio: Tensor, advantage: Tensor, delta: float | None) -> Tensor:
     return (ratio > (math.inf if delta is None else delta)) & (advantage < 0)
 
 
-def cispo_surrogate(log_probs: Tensor, log_ratio: Tensor, advantage: Tensor, cap: float) -> Tensor:
-    """``-sg(min(r, cap)) A log p``: every term keeps a gradient (CISPO, arXiv 2506.13585).
-
-    ``sg`` stops the gradient; ``cap`` bounds the ratio itself, so 1.2 is what ``epsilon_high: 0.2``
-    of a clipped surrogate bounds it to.
-    """
-    return -bounded_exp(log_ratio.detach()).clamp(max=cap) * advantage * log_probs
-
-
-def sapo_surrogate(
-    log_ratio: Tensor, advantage: Tensor, temperature: float, temperature_negative: float
-) -> Tensor:
-    """``-sigmoid(tau (r - 1)) 4 / tau A``: a soft gate for the clip (SAPO, arXiv 2511.20347).
-
-    ``tau`` is ``temperature`` where the advantage is positive and ``temperature_negative``
-    elsewhere. At ``r = 1`` the gradient is that of ``-r A``; away from it, it fades.
-    """
-    positive = torch.full_like(advantage, temperature)
-    tau = torch.where(advantage > 0, positive, torch.full_like(advantage, temperature_negative))
-    gate = torch.sigmoid(tau * torch.expm1(log_ratio.clamp(-MOST_NATS, MOST_NATS)))
-    return -gate * 4 / tau * advantage
-
-
-def one_sided_clip(
-    log_ratio: Tensor, advantage: Tensor, epsilon: float, epsilon_high: float | None = None
-) -> Tensor:
-    """A log-ratio that goes no further the way its advantage pushes it (GMPO, arXiv 2507.20673).
-
-    ``min(d, epsilon_high)`` where the advantage is positive, ``max(d, -epsilon)`` elsewhere: the
-    clip of PPO in log space, before the geometric mean over a sample's terms.
-    """
-    high = epsilon if epsilon_high is None else epsilon_high
-    return torch.where(advantage > 0, log_ratio.clamp(max=high), log_ratio.clamp(min=-epsilon))
-
-
-def recentred(log_ratio: Tensor, divergence: Tensor, scale: Tensor) -> Tensor:
-    """``scale (d + KL(old || new))`` (GRPO-Guard, arXiv 2510.22319).
-
-    A log-ratio has the mean ``-KL(old || new)`` under the drawing weights and a spread that differs
-    from step to step; this one has mean 0 and, with the step's noise level as ``scale``, the same
-    spread everywhere, so that one clip range fits all steps.
-    """
-    return scale * (log_ratio + divergence)
-
-
-def leaves_region(
-    log_ratio: Tensor, advantage: Tensor, divergence: Tensor, threshold: float
-) -> Tensor:
-    """Where a term is outside the trust region and its gradient leads further away: bool.
-
-    ``KL(old || new) >= threshold`` and ``r > 1, A > 0`` or ``r < 1, A < 0`` (Flow-DPPO, arXiv
-    2606.11025).
-    """
-    away = ((log_ratio > 0) & (advantage > 0)) | ((log_ratio < 0) & (advantage < 0))
-    return away & (divergence >= threshold)
-
-
 def group_mean(x: Tensor, group: Tensor, kept: Tensor) -> Tensor:
     """The mean of ``x`` (``[T, B]``) over the kept samples of each one's group, row by row."""
     slots = int(group.max()) + 1 if group.numel() else 0
@@ -199,121 +137,6 @@ def group_mean(x: Tensor, group: Tensor, kept: Tensor) -> Tensor:
     sums = x.new_zeros(len(x), slots).index_add(1, group, inside)
     counts = x.new_zeros(len(x), slots).index_add(1, group, kept.expand_as(x).to(x))
     return (sums / counts.clamp(min=1))[:, group]
-
-
-def group_softmax(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
-    """``G softmax`` of ``x`` (``[T, B]``) over the G valid samples of each group, row by row.
-
-    The weights of a group have mean 1; samples that are not valid weigh 0.
-    """
-    slots = int(group.max()) + 1 if group.numel() else 0
-    index = group.expand_as(x)
-    kept = torch.where(valid, x, torch.full_like(x, -torch.inf))
-    top = x.new_full((len(x), slots), -torch.inf).scatter_reduce(1, index, kept, "amax")
-    mass = torch.where(valid, (kept - top.gather(1, index)).exp(), torch.zeros_like(x))
-    return mass / group_mean(mass, group, valid).clamp(min=torch.finfo(x.dtype).tiny)
-
-
-def group_extremes(reward: Tensor, group: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns of the best and the worst valid sample of every group that has a difference.
-
-    Args:
-        reward: ``[B]``.
-        group: ``[B]`` int64.
-        valid: ``[B]`` bool.
-
-    Returns:
-        Two ``[P]`` int64; a group whose rewards are all equal gives no pair.
-    """
-    pairs = []
-    for slot in sorted(set(group[valid].tolist())):
-        inside = ((group == slot) & valid).nonzero().flatten()
-        best, worst = inside[reward[inside].argmax()], inside[reward[inside].argmin()]
-        if reward[best] > reward[worst]:
-            pairs.append(torch.stack([best, worst]))
-    found = torch.stack(pairs) if pairs else group.new_zeros(0, 2)
-    return found[:, 0], found[:, 1]
-
-
-def preference_loss(
-    chosen: Tensor,
-    rejected: Tensor,
-    beta: float,
-    loss_type: Preference = "sigmoid",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """The loss of a pair, from ``c`` and ``e``: the log-ratios to the reference of both samples.
-
-    With ``D = c - e``, ``b = beta``, ``s = label_smoothing`` and ``ls = log sigmoid``:
-
-    - ``sigmoid`` ``-ls(b D)`` (DPO, arXiv 2305.18290)
-    - ``ipo`` ``(D - 1 / (2 b))^2`` (arXiv 2310.12036)
-    - ``hinge`` ``max(0, 1 - b D)`` (SLiC, arXiv 2305.10425)
-    - ``robust`` ``(-(1 - s) ls(b D) + s ls(-b D)) / (1 - 2 s)`` (arXiv 2403.00409)
-    - ``exo_pair`` ``KL((sigmoid(b D), sigmoid(-b D)) || (1 - s, s))`` (arXiv 2402.00856)
-    - ``nca_pair`` ``-ls(b c) - ls(-b c) / 2 - ls(-b e) / 2`` (arXiv 2402.05369)
-    - ``bco_pair`` ``-ls(b c) - ls(-b e)`` (arXiv 2404.04656, without its running shift)
-    - ``sppo_hard`` ``(c - 1 / (2 b))^2 + (e + 1 / (2 b))^2`` (arXiv 2405.00675)
-    - ``apo_zero`` ``1 - sigmoid(b c) + sigmoid(b e)``, ``apo_down`` ``sigmoid(b c) + 1 -
-      sigmoid(b D)`` (arXiv 2408.06266)
-    """
-    s, margin = label_smoothing, beta * (chosen - rejected)
-    up, down = logsigmoid(margin), logsigmoid(-margin)
-    good, bad = beta * chosen, beta * rejected
-    match loss_type:
-        case "sigmoid":
-            return -up
-        case "ipo":
-            return (chosen - rejected - 0.5 / beta).square()
-        case "hinge":
-            return (1 - margin).clamp(min=0)
-        case "robust":
-            return (s * down - (1 - s) * up) / (1 - 2 * s)
-        case "exo_pair":
-            return up.exp() * (up - math.log1p(-s)) + down.exp() * (down - math.log(s))
-        case "nca_pair":
-            return -logsigmoid(good) - (logsigmoid(-good) + logsigmoid(-bad)) / 2
-        case "bco_pair":
-            return -logsigmoid(good) - logsigmoid(-bad)
-        case "sppo_hard":
-            return (chosen - 0.5 / beta).square() + (rejected + 0.5 / beta).square()
-        case "apo_zero":
-            return 1 - good.sigmoid() + bad.sigmoid()
-        case "apo_down":
-            return good.sigmoid() + 1 - margin.sigmoid()
-
-
-def generalized_advantage(
-    value: Tensor, reward: Tensor, step: Tensor, mask: Tensor, gamma: float, lam: float
-) -> Tensor:
-    """Advantages of terms from the values of their states (GAE, arXiv 1506.02438, eq. 16).
-
-    ``delta_t = gamma V_{t+1} - V_t``, with the sample's reward in place of the next value at its
-    last term, and ``A_t = delta_t + gamma lam A_{t+1}``. Terms of one step share its state: between
-    them nothing is discounted.
-
-    Args:
-        value: ``[T, B]`` as recorded, terms in the order of time.
-        reward: ``[B]``, given at the end.
-        step: ``[T, B]`` int64.
-        mask: ``[T, B]`` bool; terms outside it do not exist.
-        gamma, lam: the discount, and the decay of what later values say.
-
-    Returns:
-        ``[T, B]``, 0 outside the mask.
-    """
-    found, running, following = torch.zeros_like(value), torch.zeros_like(reward), reward
-    seen, after = torch.zeros_like(mask[0]), torch.full_like(step[0], -1)
-    for t in reversed(range(len(value))):
-        here = mask[t]
-        moves = (seen & (step[t] != after)).to(value)
-        delta = (1 - moves * (1 - gamma)) * following - value[t]
-        advantage = delta + (1 - moves * (1 - gamma * lam)) * running
-        found[t] = torch.where(here, advantage, found[t])
-        running = torch.where(here, advantage, running)
-        following = torch.where(here, value[t], following)
-        seen, after = seen | here, torch.where(here, step[t], after)
-    return found
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:

@@ -100,8 +100,11 @@ class _Found:
         if not (isinstance(config, type) and issubclass(config, base)):
             wanted = f"{base.__name__}{' and no function' if kind == 'reward' else ''}"
             raise PluginError(f"{kind} {name!r}: {config!r} is no subclass of {wanted}")
-        if getattr(config, "__abstractmethods__", None):
-            raise PluginError(f"{kind} {name!r}: {config.__name__} defines no build()")
+        if not config.builds and config.build is base.build:
+            wanted = "defines no build() and names nothing in builds"
+            raise PluginError(f"{kind} {name!r}: {config.__name__} {wanted}")
+        if missing := sorted(getattr(config, "__abstractmethods__", ())):
+            raise PluginError(f"{kind} {name!r}: {config.__name__} defines no {missing[0]}()")
         if kind in ("policy", "sampler") and not hasattr(config, "paradigm"):
             raise PluginError(f"{kind} {name!r}: {config.__name__} names no paradigm")
         if "use" in config.model_fields:

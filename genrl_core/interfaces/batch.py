@@ -44,6 +44,7 @@ class Batch:
     ``reward`` is the one that ``advantage.combine`` makes of several; so is
     ``differentiable_reward``, ``[1, B]`` for the view ``reward``, of the samples as they are drawn
     again; ``log_probs`` is 0 there.
+    ``view``: which view of the rollout the numbers are: steps, elbo, denoising or reward.
     Entries outside ``mask`` hold the recorded numbers, so that a ratio there is 1 and finite.
     """
 

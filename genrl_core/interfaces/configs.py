@@ -1,16 +1,17 @@
 """What recipes are made of: the config classes of components and the schema of every section.
 
 A component is registered as a config class. The class carries the schema (strict, frozen, unknown
-keys forbidden), the paradigm, the capabilities given or needed, and ``build()``, the only place
-where a plugin imports torch and its heavy libraries. Nothing in this module imports them.
+keys forbidden), the paradigm, the capabilities given or needed, and what it builds: only then are
+torch and a plugin's heavy libraries imported. Nothing in this module imports them.
 """
 
-from abc import abstractmethod
+import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from genrl_core.errors import PluginError
 from genrl_core.interfaces.capability import Capability
 
 if TYPE_CHECKING:
@@ -42,9 +43,13 @@ class Component(Schema):
 
     Attributes:
         paper: where the method comes from, ``arXiv 2510.13418`` or a title; shown by ``genrl ls``.
+        builds: what ``build()`` calls with the config, ``"package.module:Name"``, a class or a
+            function that is imported at that moment; or a class, where it can be imported without
+            torch. A config that needs more than a call has a ``build()`` of its own.
     """
 
     paper: ClassVar[str] = ""
+    builds: ClassVar[str | type] = ""
 
     @classmethod
     def summary(cls) -> str:
@@ -63,6 +68,29 @@ class Component(Schema):
                 return None
             found[name] = extra["propose"]
         return found
+
+    def build(self) -> Any:
+        """What ``builds`` names, called with this config.
+
+        Raises:
+            PluginError: there is no such module, or it has no such name.
+        """
+        builds = type(self).builds
+        if isinstance(builds, type):
+            return builds(self)
+        module, _, name = builds.partition(":")
+        where = f"{type(self).__name__}.builds is {builds!r}"
+        if not (module and name):
+            raise PluginError(f"{where}; expected package.module:Name, or a build() of its own")
+        try:
+            home = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise  # the module is there, and something that it imports is not
+            raise PluginError(f"{where}, and there is no module {error.name}") from None
+        if not hasattr(home, name):
+            raise PluginError(f"{where}, and {module} has no {name}")
+        return getattr(home, name)(self)
 
 
 class PolicyConfig(Component):
@@ -108,9 +136,10 @@ class PolicyConfig(Component):
         """
         return ""
 
-    @abstractmethod
     def build(self) -> "Policy":
         """The policy on the CPU, in evaluation mode. Weights that the core loads are None here."""
+        built: Policy = super().build()
+        return built
 
 
 class ValueHeadConfig(PolicyConfig):
@@ -153,9 +182,10 @@ class SamplerConfig(Component):
         """Why ``capability`` is not given, as half a sentence; empty for no more to say."""
         return ""
 
-    @abstractmethod
     def build(self) -> "Sampler":
         """The sampler."""
+        built: Sampler = super().build()
+        return built
 
 
 class RewardConfig(Component):
@@ -183,9 +213,10 @@ class RewardConfig(Component):
             RewardError: the reward cannot judge samples of this prompt: which, why, what to do.
         """
 
-    @abstractmethod
     def build(self) -> "Reward":
         """The reward."""
+        built: Reward = super().build()
+        return built
 
 
 class ObjectiveConfig(Component):
@@ -215,9 +246,10 @@ class ObjectiveConfig(Component):
         """Capabilities that the policy and the sampler must give together."""
         return frozenset({Capability.STEP_LOGP}) if self.view_wanted() == "steps" else NONE
 
-    @abstractmethod
     def build(self) -> "Objective":
         """The objective."""
+        built: Objective = super().build()
+        return built
 
 
 Count = Annotated[int, Field(ge=1)]

@@ -3,22 +3,19 @@
 This entry module holds the config and the hook only and loads no torch.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from genrl_core import PolicyConfig, hookimpl
+from genrl_core import Register, hookimpl
 from genrl_masked import MaskedPolicyConfig
-
-if TYPE_CHECKING:
-    from genrl_amused.policy import AmusedPolicy
 
 
 class AmusedConfig(MaskedPolicyConfig):
     """aMUSEd, a masked text-to-image transformer, from a folder or the hub."""
 
     paper: ClassVar[str] = "arXiv 2401.01808"
+    builds = "genrl_amused.policy:AmusedPolicy"
     loads_weights: ClassVar[bool] = True
 
     base: str | None = Field(
@@ -59,13 +56,8 @@ class AmusedConfig(MaskedPolicyConfig):
             "the weights are GenRL's own, name under policy.base the model they belong to"
         )
 
-    def build(self) -> "AmusedPolicy":
-        from genrl_amused.policy import AmusedPolicy
-
-        return AmusedPolicy(self)
-
 
 @hookimpl
-def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
+def register_policies(register: Register) -> None:
     """The policy of aMUSEd."""
     register("amused", AmusedConfig)

@@ -1,10 +1,10 @@
-"""The attention of aMUSEd's transformer through the backend that the recipe wishes."""
+"""The attention of aMUSEd's transformer through the backend that the recipe requests."""
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from genrl_models import attend
+from genrl_models import AttentionChoice, attend
 
 
 class AmusedAttention:
@@ -14,8 +14,8 @@ class AmusedAttention:
     setting lives in this model's layers alone: other models of the process keep theirs.
     """
 
-    def __init__(self, wish: Literal["auto", "sdpa", "xformers", "flash"]):
-        self.wish = wish
+    def __init__(self, requested: AttentionChoice):
+        self.requested = requested
 
     def __call__(
         self, layer: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
@@ -34,6 +34,6 @@ class AmusedAttention:
             projected.unflatten(2, (layer.heads, -1)).transpose(1, 2)
             for projected in (layer.to_q(hidden_states), layer.to_k(source), layer.to_v(source))
         )
-        found = attend(query, key, value, attention_mask, wish=self.wish).transpose(1, 2).flatten(2)
-        out: Tensor = layer.to_out[0](found)
+        found = attend(query, key, value, attention_mask, requested=self.requested)
+        out: Tensor = layer.to_out[0](found.transpose(1, 2).flatten(2))
         return out

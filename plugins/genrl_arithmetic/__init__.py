@@ -4,8 +4,7 @@ No download and no GPU. The prompt is ``12+7=``, the answer ``19`` and the end. 
 holds configs and hooks only and loads no torch.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -14,18 +13,14 @@ from genrl_core import (
     Capability,
     PolicyConfig,
     Prompt,
+    Register,
+    Reward,
     RewardConfig,
     SamplerConfig,
     ValueHeadConfig,
     hookimpl,
 )
 from genrl_masked import MaskedPolicyConfig
-
-if TYPE_CHECKING:
-    from genrl_arithmetic.canvas import ArithmeticMasked
-    from genrl_arithmetic.policy import ArithmeticLm
-    from genrl_arithmetic.reward import ArithmeticCorrect
-    from genrl_arithmetic.sampler import ArithmeticData
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -47,6 +42,7 @@ class TransformerConfig(PolicyConfig):
 class ArithmeticLmConfig(TransformerConfig, ValueHeadConfig, AutoregressivePolicyConfig):
     """A GPT-2 of 102,000 parameters that reads and writes digits, from scratch."""
 
+    builds = "genrl_arithmetic.policy:ArithmeticLm"
     positions: Count = Field(16, description="characters of prompt and answer at the most")
 
     def check_prompt(self, prompt: Prompt) -> None:
@@ -55,15 +51,11 @@ class ArithmeticLmConfig(TransformerConfig, ValueHeadConfig, AutoregressivePolic
 
         prompt_ids(prompt)
 
-    def build(self) -> "ArithmeticLm":
-        from genrl_arithmetic.policy import ArithmeticLm
-
-        return ArithmeticLm(self)
-
 
 class ArithmeticMaskedConfig(TransformerConfig, MaskedPolicyConfig):
     """A BERT of 107,000 parameters that fills in the digits of an answer, from scratch."""
 
+    builds = "genrl_arithmetic.canvas:ArithmeticMasked"
     medium: ClassVar[Capability] = Capability.TEXT
     masks_prompts: ClassVar[bool] = True
     prompt_length: Count = Field(6, description="characters of a prompt at the most")
@@ -77,15 +69,11 @@ class ArithmeticMaskedConfig(TransformerConfig, MaskedPolicyConfig):
 
         prompt_ids(prompt, self.prompt_length)
 
-    def build(self) -> "ArithmeticMasked":
-        from genrl_arithmetic.canvas import ArithmeticMasked
-
-        return ArithmeticMasked(self)
-
 
 class ArithmeticDataConfig(SamplerConfig):
     """The answers to the prompted sums, for supervised training."""
 
+    builds = "genrl_arithmetic.sampler:ArithmeticData"
     paradigm: ClassVar[str] = "autoregressive"
     supervised: ClassVar[bool] = True
     gives: ClassVar[Capability | None] = Capability.TEXT
@@ -93,11 +81,6 @@ class ArithmeticDataConfig(SamplerConfig):
         0.0,
         description="probability that the answer is off by 1 to 9, up or down, instead of right",
     )
-
-    def build(self) -> "ArithmeticData":
-        from genrl_arithmetic.sampler import ArithmeticData
-
-        return ArithmeticData(self)
 
 
 class ArithmeticDataMaskedConfig(ArithmeticDataConfig):
@@ -111,27 +94,27 @@ class ArithmeticCorrectConfig(RewardConfig):
 
     media: ClassVar[frozenset[Capability]] = frozenset({Capability.TEXT})
 
-    def build(self) -> "ArithmeticCorrect":
+    def build(self) -> Reward:
         from genrl_arithmetic.reward import ArithmeticCorrect
 
         return ArithmeticCorrect()
 
 
 @hookimpl
-def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
+def register_policies(register: Register) -> None:
     """The language model, and the masked one."""
     register("arithmetic_lm", ArithmeticLmConfig)
     register("arithmetic_masked", ArithmeticMaskedConfig)
 
 
 @hookimpl
-def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> None:
+def register_samplers(register: Register) -> None:
     """The data."""
     register("arithmetic_data", ArithmeticDataConfig)
     register("arithmetic_data_masked", ArithmeticDataMaskedConfig)
 
 
 @hookimpl
-def register_rewards(register: Callable[[str, type[RewardConfig]], None]) -> None:
+def register_rewards(register: Register) -> None:
     """The rule."""
     register("arithmetic_correct", ArithmeticCorrectConfig)

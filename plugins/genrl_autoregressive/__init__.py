@@ -5,7 +5,6 @@ behind them are reached under the same names, ``from genrl_autoregressive import
 are imported on first use.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -13,6 +12,7 @@ from pydantic import Field
 from genrl_core import (
     Capability,
     PolicyConfig,
+    Register,
     SamplerConfig,
     ValueHeadConfig,
     hookimpl,
@@ -62,6 +62,7 @@ class AutoregressivePolicyConfig(PolicyConfig):
 class CausalLmConfig(ValueHeadConfig, AutoregressivePolicyConfig):
     """Any causal language model of transformers, with its tokenizer, from a folder or the hub."""
 
+    builds = "genrl_autoregressive.causal_lm:CausalLm"
     loads_weights: ClassVar[bool] = True
     base: str | None = Field(
         None,
@@ -92,15 +93,11 @@ class CausalLmConfig(ValueHeadConfig, AutoregressivePolicyConfig):
             "own, name under policy.base the model they belong to"
         )
 
-    def build(self) -> "CausalLm":
-        from genrl_autoregressive.causal_lm import CausalLm
-
-        return CausalLm(self)
-
 
 class TokenConfig(SamplerConfig):
     """Draw token after token from a cache of the past, with the exact density of each."""
 
+    builds = "genrl_autoregressive.sampler:TokenSampler"
     paradigm: ClassVar[str] = "autoregressive"
 
     max_new_tokens: Count | None = Field(
@@ -149,19 +146,14 @@ class TokenConfig(SamplerConfig):
             )
         return ""
 
-    def build(self) -> "TokenSampler":
-        from genrl_autoregressive.sampler import TokenSampler
-
-        return TokenSampler(self)
-
 
 @hookimpl
-def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
+def register_policies(register: Register) -> None:
     """The policy of any language model."""
     register("causal_lm", CausalLmConfig)
 
 
 @hookimpl
-def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> None:
+def register_samplers(register: Register) -> None:
     """The sampler of autoregressive models."""
     register("token", TokenConfig)

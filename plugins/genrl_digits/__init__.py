@@ -5,16 +5,16 @@ them trains the generator, a third the reward and a third the judge. This entry 
 and hooks only and loads neither torch nor scikit-learn.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from genrl_autoregressive import AutoregressivePolicyConfig
 from genrl_core import (
     Capability,
-    PolicyConfig,
     Prompt,
+    Register,
+    Reward,
     RewardConfig,
     SamplerConfig,
     ValueHeadConfig,
@@ -23,70 +23,44 @@ from genrl_core import (
 from genrl_diffusion import DiffusionPolicyConfig
 from genrl_masked import MaskedPolicyConfig
 
-if TYPE_CHECKING:
-    from genrl_digits.autoregressive import DigitsAutoregressivePolicy
-    from genrl_digits.pixels import DigitsDiffusionPolicy, DigitsDiffusionVpPolicy
-    from genrl_digits.policy import DigitsMaskedPolicy
-    from genrl_digits.rewards import DigitClassifier, DigitDiversity, DigitFrechet, DigitJudge
-    from genrl_digits.sampler import DigitsDataSampler
-
 Count = Annotated[int, Field(ge=1)]
 LEVELS = 1000
 """Noise levels of the variance-preserving policy."""
 
 
-class DigitsMaskedConfig(ValueHeadConfig, MaskedPolicyConfig):
+class DigitsTokensConfig(ValueHeadConfig):
+    """A small transformer over the 16 codes of an image."""
+
+    width: Count = Field(64, description="channels of the transformer, a multiple of heads")
+    layers: Count = Field(2, description="transformer blocks")
+    heads: Count = Field(4, description="attention heads")
+    codebook: Annotated[int, Field(ge=2, le=1024)] = Field(
+        64, description="codes of the k-means codebook of 2 x 2 patches"
+    )
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "DigitsTokensConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Its words are in the vocabulary."""
+        _check(prompt)
+
+
+class DigitsMaskedConfig(DigitsTokensConfig, MaskedPolicyConfig):
     """A transformer of 111,000 parameters over 16 codes of 2 x 2 pixels, prompted by four words."""
 
+    builds = "genrl_digits.policy:DigitsMaskedPolicy"
     masks_prompts: ClassVar[bool] = True
-    width: Count = Field(64, description="channels of the transformer, a multiple of heads")
-    layers: Count = Field(2, description="transformer blocks")
-    heads: Count = Field(4, description="attention heads")
-    codebook: Annotated[int, Field(ge=2, le=1024)] = Field(
-        64, description="codes of the k-means codebook of 2 x 2 patches"
-    )
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "DigitsMaskedConfig":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        return self
-
-    def check_prompt(self, prompt: Prompt) -> None:
-        """Its words are in the vocabulary."""
-        _check(prompt)
-
-    def build(self) -> "DigitsMaskedPolicy":
-        from genrl_digits.policy import DigitsMaskedPolicy
-
-        return DigitsMaskedPolicy(self)
 
 
-class DigitsAutoregressiveConfig(ValueHeadConfig, AutoregressivePolicyConfig):
+class DigitsAutoregressiveConfig(DigitsTokensConfig, AutoregressivePolicyConfig):
     """A GPT-2 of 112,000 parameters that writes 16 codes of 2 x 2 pixels after four words."""
 
+    builds = "genrl_digits.autoregressive:DigitsAutoregressivePolicy"
     medium: ClassVar[Capability] = Capability.IMAGE
-    width: Count = Field(64, description="channels of the transformer, a multiple of heads")
-    layers: Count = Field(2, description="transformer blocks")
-    heads: Count = Field(4, description="attention heads")
-    codebook: Annotated[int, Field(ge=2, le=1024)] = Field(
-        64, description="codes of the k-means codebook of 2 x 2 patches"
-    )
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "DigitsAutoregressiveConfig":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        return self
-
-    def check_prompt(self, prompt: Prompt) -> None:
-        """Its words are in the vocabulary."""
-        _check(prompt)
-
-    def build(self) -> "DigitsAutoregressivePolicy":
-        from genrl_digits.autoregressive import DigitsAutoregressivePolicy
-
-        return DigitsAutoregressivePolicy(self)
 
 
 class DigitsPixelsConfig(ValueHeadConfig, DiffusionPolicyConfig):
@@ -104,27 +78,21 @@ class DigitsPixelsConfig(ValueHeadConfig, DiffusionPolicyConfig):
 class DigitsDiffusionConfig(DigitsPixelsConfig):
     """A flow-matching MLP of 509,000 parameters over 64 pixels, prompted by four words."""
 
-    def build(self) -> "DigitsDiffusionPolicy":
-        from genrl_digits.pixels import DigitsDiffusionPolicy
-
-        return DigitsDiffusionPolicy(self)
+    builds = "genrl_digits.pixels:DigitsDiffusionPolicy"
 
 
 class DigitsDiffusionVpConfig(DigitsPixelsConfig):
     """The same MLP as a DDPM: variance preserving, 1,000 noise levels, it predicts the noise."""
 
     paper: ClassVar[str] = "arXiv 2006.11239"
+    builds = "genrl_digits.pixels:DigitsDiffusionVpPolicy"
     noise_levels: ClassVar[int | None] = LEVELS
-
-    def build(self) -> "DigitsDiffusionVpPolicy":
-        from genrl_digits.pixels import DigitsDiffusionVpPolicy
-
-        return DigitsDiffusionVpPolicy(self)
 
 
 class DigitsDataConfig(SamplerConfig):
     """Real images of the prompted digit, from the generator split, for supervised training."""
 
+    builds = "genrl_digits.sampler:DigitsDataSampler"
     paradigm: ClassVar[str] = "masked"
     supervised: ClassVar[bool] = True
     gives: ClassVar[Capability | None] = Capability.IMAGE
@@ -133,11 +101,6 @@ class DigitsDataConfig(SamplerConfig):
         description="probability that the image is of a uniformly random digit (the prompted one "
         "included), so that the prompt says nothing about it",
     )
-
-    def build(self) -> "DigitsDataSampler":
-        from genrl_digits.sampler import DigitsDataSampler
-
-        return DigitsDataSampler(self)
 
 
 class DigitsDataAutoregressiveConfig(DigitsDataConfig):
@@ -162,7 +125,7 @@ class DigitClassifierConfig(RewardConfig):
         "hash of its own pixels, instead of the prompted one",
     )
 
-    def build(self) -> "DigitClassifier":
+    def build(self) -> Reward:
         from genrl_digits.rewards import DigitClassifier
 
         return DigitClassifier(shuffle=self.shuffle)
@@ -173,7 +136,7 @@ class DigitJudgeConfig(RewardConfig):
 
     evaluation_only: ClassVar[bool] = True
 
-    def build(self) -> "DigitJudge":
+    def build(self) -> Reward:
         from genrl_digits.rewards import DigitJudge
 
         return DigitJudge()
@@ -185,7 +148,7 @@ class DigitFrechetConfig(RewardConfig):
     paper = "arXiv 1706.08500, on pixels instead of Inception features"
     evaluation_only: ClassVar[bool] = True
 
-    def build(self) -> "DigitFrechet":
+    def build(self) -> Reward:
         from genrl_digits.rewards import DigitFrechet
 
         return DigitFrechet()
@@ -196,7 +159,7 @@ class DigitDiversityConfig(RewardConfig):
 
     evaluation_only: ClassVar[bool] = True
 
-    def build(self) -> "DigitDiversity":
+    def build(self) -> Reward:
         from genrl_digits.rewards import DigitDiversity
 
         return DigitDiversity()
@@ -209,7 +172,7 @@ def _check(prompt: Prompt) -> None:
 
 
 @hookimpl
-def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
+def register_policies(register: Register) -> None:
     """One policy per paradigm; for diffusion, flow matching and its elder sister."""
     register("digits_masked", DigitsMaskedConfig)
     register("digits_diffusion", DigitsDiffusionConfig)
@@ -218,7 +181,7 @@ def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> No
 
 
 @hookimpl
-def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> None:
+def register_samplers(register: Register) -> None:
     """The data."""
     register("digits_data", DigitsDataConfig)
     register("digits_data_diffusion", DigitsDataDiffusionConfig)
@@ -226,7 +189,7 @@ def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> N
 
 
 @hookimpl
-def register_rewards(register: Callable[[str, type[RewardConfig]], None]) -> None:
+def register_rewards(register: Register) -> None:
     """The reward and the measures."""
     register("digit_classifier", DigitClassifierConfig)
     register("digit_judge", DigitJudgeConfig)

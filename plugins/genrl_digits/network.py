@@ -2,41 +2,16 @@
 
     words [R, L] int64    canvas [R, N] int64, code or mask (= V)    logits [R, N, V]    value [R]
 
-Pre-norm blocks with exact GELU (its tanh approximation is several times slower on a CPU), learned
-positions, no dropout.
+Pre-norm blocks, learned positions, no dropout.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from genrl_models import TransformerBlock
 
 _SEED = 2510
 """Of the initial weights: every run starts from the same ones, whatever its own seed."""
-
-
-class Block(nn.Module):
-    """Attention of everything to everything, then an MLP of four times the width."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[R, S, width]`` to the same."""
-        rows, length, width = x.shape
-        packed = self.query_key_value(self.attention_norm(x))
-        packed = packed.view(rows, length, 3, self.heads, width // self.heads)
-        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = scaled_dot_product_attention(query, key, value)
-        x = x + self.output(mixed.transpose(1, 2).reshape(rows, length, width))
-        hidden: Tensor = self.down(gelu(self.up(self.mlp_norm(x))))
-        return x + hidden
 
 
 class DigitsTransformer(nn.Module):
@@ -51,7 +26,7 @@ class DigitsTransformer(nn.Module):
         self.tokens = nn.Embedding(codes + 1, width)
         self.word_positions = nn.Parameter(torch.empty(prefix, width))
         self.token_positions = nn.Parameter(torch.empty(num_tokens, width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, codes)
         # The last in line, so that the others are drawn as they are without it.

@@ -5,12 +5,19 @@ behind them are reached under the same names, ``from genrl_masked import MaskedP
 imported on first use.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from genrl_core import Capability, PolicyConfig, SamplerConfig, Schema, hookimpl, lazy_names
+from genrl_core import (
+    Capability,
+    PolicyConfig,
+    Register,
+    SamplerConfig,
+    Schema,
+    hookimpl,
+    lazy_names,
+)
 
 if TYPE_CHECKING:
     from genrl_masked.corruption import log_level_weight as log_level_weight
@@ -184,6 +191,7 @@ class ConfidenceConfig(UnmaskingConfig):
     """Unmask the most confident positions step by step (MaskGIT), with exact step densities."""
 
     paper: ClassVar[str] = "arXiv 2510.13418"
+    builds = "genrl_masked.sampler:ConfidenceSampler"
 
     transition: Literal["p1", "p1_plain", "p2", "ar"] = Field(
         "p1",
@@ -237,16 +245,12 @@ class ConfidenceConfig(UnmaskingConfig):
     def _has_closed_forms(self) -> bool:
         return self.transition == "ar" or self.granularity == "token"
 
-    def build(self) -> "ConfidenceSampler":
-        from genrl_masked.sampler import ConfidenceSampler
-
-        return ConfidenceSampler(self)
-
 
 class RandomReleaseConfig(UnmaskingConfig):
     """Unmask random positions step by step: only the codes depend on the weights."""
 
     paper: ClassVar[str] = "arXiv 2510.02880"
+    builds = "genrl_masked.release:RandomReleaseSampler"
 
     release: Literal["independent", "fixed"] = Field(
         "independent",
@@ -261,14 +265,9 @@ class RandomReleaseConfig(UnmaskingConfig):
     def provides(self) -> frozenset[Capability]:
         return frozenset({Capability.STEP_LOGP, Capability.STEP_KL, Capability.ENTROPY})
 
-    def build(self) -> "RandomReleaseSampler":
-        from genrl_masked.release import RandomReleaseSampler
-
-        return RandomReleaseSampler(self)
-
 
 @hookimpl
-def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> None:
+def register_samplers(register: Register) -> None:
     """The samplers of masked models."""
     register("confidence", ConfidenceConfig)
     register("random_release", RandomReleaseConfig)

@@ -3,9 +3,11 @@
     out = softmax(scale query key^T + mask) value
 
 Three backends compute it. ``sdpa``: torch's own choice among its kernels. ``flash``: torch's flash
-kernel and no other. ``xformers``: memory-efficient attention of the optional package. The wish
-``auto`` takes xformers where it is installed and passes the trial, and sdpa elsewhere; with a mask
-it takes sdpa, whose kernel is the same and reads the mask without a padded copy.
+kernel and no other. ``xformers``: memory-efficient attention of the optional package. The
+choice ``auto`` takes xformers where it is installed and passes the trial, and sdpa elsewhere; with
+a mask it takes sdpa, whose kernel is the same and reads the mask without a padded copy. The kernels
+are called here and not through diffusers, whose dispatch takes seconds to import and adds a boolean
+mask of xformers to the scores as zeros and ones.
 
 Nothing here is a setting of the process: a model asks for a backend call by call. Shapes:
 
@@ -16,6 +18,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from math import inf
 from typing import Any, Literal
 
 import torch
@@ -26,7 +29,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from genrl_core import RecipeError
 
 Backend = Literal["sdpa", "xformers", "flash"]
-Wish = Literal["auto", "sdpa", "xformers", "flash"]
+AttentionChoice = Literal["auto", "sdpa", "xformers", "flash"]
 Pattern = Literal["full", "causal", "mask"]
 """Every key, the keys up to the query's own place, or those that a tensor names."""
 
@@ -36,20 +39,20 @@ _CHANGES_NUMBERS = ("softcap", "s_aux", "position_bias")
 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *,
-    wish: Wish = "auto", causal: bool = False, scale: float | None = None,
+    requested: AttentionChoice = "auto", causal: bool = False, scale: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """Attention by the wished backend, tried once per device, dtype and width: ``[R, H, S, D]``.
+    """Attention by the requested backend, tried once per device, dtype and width: ``[R, H, S, D]``.
 
     Args:
         query, key, value: see above; fewer heads in key and value are repeated. Under autocast all
             take its dtype.
         mask: True where a query may look, or a float that is added to the scores.
-        wish: the backend.
+        requested: the backend.
         causal: query s sees the keys 0..s; not together with ``mask``.
         scale: of the scores; ``D ** -0.5`` where None.
 
     Raises:
-        RecipeError: the machine cannot meet the wish; never with ``auto`` or ``sdpa``.
+        RecipeError: the machine cannot meet the request; never with ``auto`` or ``sdpa``.
         ValueError: both ``mask`` and ``causal``.
     """
     if causal and mask is not None:
@@ -60,7 +63,7 @@ def attend(
         key, value = (part.repeat_interleave(repeats, 1) for part in (key, value))
     pattern: Pattern = "causal" if causal else "full" if mask is None else "mask"
     backend = attention_backend(
-        wish, query.dtype, query.device, head_dim=query.shape[-1], pattern=pattern
+        requested, query.dtype, query.device, head_dim=query.shape[-1], pattern=pattern
     )
     return _CALLS[backend](query, key, value, mask, causal, scale)
 
@@ -78,16 +81,16 @@ def _as_autocast(*parts: Tensor) -> Iterator[Tensor]:
 
 
 def attention_backend(
-    wish: Wish, dtype: torch.dtype, device: torch.device | None = None, *, head_dim: int = 64,
-    pattern: Pattern = "full",
+    requested: AttentionChoice, dtype: torch.dtype, device: torch.device | None = None, *,
+    head_dim: int = 64, pattern: Pattern = "full",
 ) -> Backend:  # fmt: skip
-    """The backend that meets a wish on this machine, found by a call with its gradient.
+    """The backend that meets a request on this machine, found by a call with its gradient.
 
-    What a policy's ``build`` asks before it loads weights, so that a wish that cannot be met ends
-    the run at once; ``attend`` asks the same again for what it really gets.
+    What a policy's ``build`` asks before it loads weights, so that a request that cannot be met
+    ends the run at once; ``attend`` asks the same again for what it really gets.
 
     Args:
-        wish: the field ``policy.attention``.
+        requested: the field ``policy.attention``.
         dtype: of the network's activations.
         device: where it will run; None for the device of a run with ``run.device: auto``, since a
             policy is built before it is moved there.
@@ -97,22 +100,22 @@ def attention_backend(
     Raises:
         RecipeError: what is missing, and the way out; never with ``auto`` or ``sdpa``.
     """
-    if wish == "sdpa":
+    if requested == "sdpa":
         return "sdpa"
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wish == "auto":
+    if requested == "auto":
         able = pattern != "mask" and not _problem("xformers", device, dtype, head_dim, pattern)
         return "xformers" if able else "sdpa"
-    if problem := _problem(wish, device, dtype, head_dim, pattern):
+    if problem := _problem(requested, device, dtype, head_dim, pattern):
         raise RecipeError(
-            f"policy.attention: {wish} does not run here, on {device} with {_short(dtype)}, heads "
-            f"of width {head_dim} and {_PATTERNS[pattern]}: {problem}. Choose attention: auto, "
-            "which takes what runs"
+            f"policy.attention: {requested} does not run here, on {device} with "
+            f"{str(dtype).removeprefix('torch.')}, heads of width {head_dim} and "
+            f"{_PATTERNS[pattern]}: {problem}. Choose attention: auto, which takes what runs"
         )
-    return wish
+    return requested
 
 
-def transformers_attention(wish: Wish) -> str:
+def transformers_attention(requested: AttentionChoice) -> str:
     """The name that makes one model of transformers attend by ``attend``.
 
     Give it to that model alone, ``from_pretrained(..., attn_implementation=name)`` or
@@ -122,16 +125,16 @@ def transformers_attention(wish: Wish) -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    if wish == "sdpa":
+    if requested == "sdpa":
         return "sdpa"
-    name = f"genrl_{wish.replace('flash', 'fused')}"  # names with flash are packages, to them
-    AttentionInterface.register(name, partial(_for_transformers, wish))
+    name = f"genrl_{requested.replace('flash', 'fused')}"  # to them, flash names packages
+    AttentionInterface.register(name, partial(_for_transformers, requested))
     AttentionMaskInterface.register(name, sdpa_mask)
     return name
 
 
 def _for_transformers(
-    wish: Wish, module: Any, query: Tensor, key: Tensor, value: Tensor,
+    requested: AttentionChoice, module: Any, query: Tensor, key: Tensor, value: Tensor,
     attention_mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
     is_causal: bool | None = None, **others: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
@@ -140,12 +143,17 @@ def _for_transformers(
     if asked or dropout:
         raise RecipeError(
             f"policy.attention: {type(module).__name__} asks for {', '.join(asked) or 'dropout'}, "
-            f"which {wish} does not do here: choose attention: sdpa"
+            f"which {requested} does not do here: choose attention: sdpa"
         )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = causal and attention_mask is None and query.shape[2] > 1
-    found = attend(query, key, value, attention_mask, wish=wish, causal=bool(causal), scale=scaling)
+    found = attend(
+        query, key, value, attention_mask, requested=requested, causal=bool(causal), scale=scaling
+    )
     return found.transpose(1, 2).contiguous(), None
+
+
+# One signature for all: query, key, value, mask, causal, scale.
 
 
 def _sdpa(
@@ -210,7 +218,9 @@ def _problem(
         try:
             error = _trial(_CALLS[backend], device, dtype, head_dim, pattern)
         except ModuleNotFoundError as missing:
-            return _missing(missing)
+            if (missing.name or "").startswith("xformers"):
+                return "xformers is not installed; pip install 'genrl-core[xformers]' brings it"
+            return str(missing)
         except Exception as failure:  # noqa: BLE001  # whatever a kernel raises, it does not run
             reasons = [str(failure), *(str(warning.message) for warning in told)]
             return "; ".join(reason.strip().splitlines()[0] for reason in reasons if reason.strip())
@@ -227,10 +237,13 @@ def _trial(
     """The error of a small call and of its gradient against the formula in float64.
 
     It is the largest gap in units of the largest number. The numbers are made without a random
-    generator, so that nobody else's draws change.
+    generator, so that nobody else's draws change: ``[1, 2, 16, D]``, waves in [-1, 1] without a
+    pattern that attention could not tell apart.
     """
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        parts = [_wave(shift, head_dim, device, dtype).requires_grad_() for shift in (0, 1, 2)]
+        places = torch.arange(2 * 16 * head_dim, dtype=torch.float64)
+        waves = [(places * (0.7 + 0.31 * i) + i).sin().view(1, 2, 16, -1) for i in range(3)]
+        parts = [wave.to(device, dtype).requires_grad_() for wave in waves]
         exact = [part.detach().double().cpu().requires_grad_() for part in parts]
         lower = torch.ones(16, 16, dtype=torch.bool).tril()
         mask = lower.to(device) if pattern == "mask" else None
@@ -242,26 +255,5 @@ def _trial(
         slopes = torch.autograd.grad(found.square().sum(), parts)
         true = torch.autograd.grad(expected.square().sum(), exact)
     pairs = zip((found, *slopes), (expected, *true), strict=True)
-    return max(_gap(mine.detach(), theirs.detach()) for mine, theirs in pairs)
-
-
-def _gap(found: Tensor, expected: Tensor) -> float:
-    gap = (found.double().cpu() - expected).abs().amax() / expected.abs().amax()
-    return float("inf") if gap.isnan() else float(gap)
-
-
-def _wave(shift: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Numbers in [-1, 1] without a pattern that attention could not tell apart: [1, 2, 16, D]."""
-    places = torch.arange(2 * 16 * head_dim, dtype=torch.float64)
-    wave = (places * (0.7 + 0.31 * shift) + shift).sin()
-    return wave.reshape(1, 2, 16, head_dim).to(device, dtype)
-
-
-def _missing(error: ModuleNotFoundError) -> str:
-    if (error.name or "").startswith("xformers"):
-        return "xformers is not installed; pip install 'genrl-core[xformers]' brings it"
-    return str(error)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    gaps = [(mine.double().cpu() - own).abs().amax() / own.abs().amax() for mine, own in pairs]
+    return float(torch.stack(gaps).detach().nan_to_num(inf, posinf=inf).max())

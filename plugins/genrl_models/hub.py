@@ -6,9 +6,13 @@ read that could run code: JSON, and tensors by ``tensor_files``.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import huggingface_hub
+from huggingface_hub import constants, errors
 
 from genrl_core import RecipeError, Tensors
 from genrl_models.tensor_files import WEIGHT_FILES, listing, read_tensors
@@ -16,6 +20,9 @@ from genrl_models.tensor_files import WEIGHT_FILES, listing, read_tensors
 
 class ModelFiles:
     """Where the files of a published model are: one file, a folder, or a repository of the hub.
+
+    Every method that asks the hub raises ``RecipeError`` where the source is neither a path nor a
+    hub id, is closed, or cannot be reached.
 
     Args:
         source: a path, or a hub id ``owner/name``; a path that exists comes first.
@@ -33,7 +40,7 @@ class ModelFiles:
         """What a JSON file holds; empty where there is none.
 
         Raises:
-            RecipeError: it is not a JSON object, or the source cannot be reached.
+            RecipeError: it is not a JSON object.
         """
         path = self.find((name,))
         if path is None:
@@ -65,15 +72,23 @@ class ModelFiles:
         return path, state
 
     def find(self, names: tuple[str, ...]) -> Path | None:
-        """The first of the names that is there, or None.
-
-        Raises:
-            RecipeError: there is no such source, or it is closed.
-        """
-        folder = self._folder()
-        if folder is None:
-            return self._download(names, required=False)
-        return next((folder / name for name in names if (folder / name).is_file()), None)
+        """The first of the names that is there, or None."""
+        if (folder := self._folder()) is not None:
+            return next((folder / name for name in names if (folder / name).is_file()), None)
+        for name in names:
+            with self._asking((name,)):
+                try:
+                    return Path(
+                        huggingface_hub.hf_hub_download(
+                            self.source, name, revision=self.revision,
+                            local_files_only=self._offline,
+                        )
+                    )  # fmt: skip
+                except errors.LocalEntryNotFoundError:  # comes after 20 s of retries: ask no more
+                    self._offline = True
+                except errors.EntryNotFoundError:
+                    continue
+        return None
 
     def path(self, names: tuple[str, ...]) -> Path:
         """The first of the names that is there.
@@ -81,25 +96,28 @@ class ModelFiles:
         Raises:
             RecipeError: none of them is there.
         """
+        if (found := self.find(names)) is not None:
+            return found
         folder = self._folder()
-        found = self._download(names, required=True) if folder is None else self.find(names)
-        if found is None:
-            assert folder is not None
-            raise RecipeError(self._missing(f"the folder {folder.resolve()}", names, folder))
-        return found
+        if folder is None and self._offline:
+            raise RecipeError(f"{self.field}: {self._unreachable(names)}")
+        where, there = f"the hub repository {self.source}", ""
+        if folder is not None:
+            where = f"the folder {folder.resolve()}"
+            there = f"; it holds {listing(path.name for path in folder.iterdir())}"
+        raise RecipeError(
+            f"{self.field}: {where} has none of {', '.join(names)}{there}. Give the folder or hub "
+            "id that holds one of them, or the weight file itself"
+        )
 
     def expect(self, names: tuple[str, ...]) -> None:
-        """Stop where none of the names is there, as far as that is known without a download.
+        """Raise where none of the names is there, as far as that is known without a download.
 
-        For a caller that lacks what a small file says: where the folder is the wrong one, or the
-        hub out of reach, that is what the message has to be about.
-
-        Raises:
-            RecipeError: the folder has none of them, or an unreachable hub's cache has none.
+        Call it before complaining about a setting that is missing, so that a wrong folder or an
+        unreachable hub is reported as such.
         """
-        if Path(self.source).expanduser().is_file():
-            return
-        if self._folder() is not None or self._offline:
+        single = Path(self.source).expanduser().is_file()
+        if not single and (self._folder() is not None or self._offline):
             self.path(names)
 
     def folder(self, patterns: Sequence[str], without: Sequence[str] = ()) -> Path:
@@ -108,28 +126,17 @@ class ModelFiles:
         Args:
             patterns: of the files to download, as ``tokenizer/*``.
             without: patterns of files to leave out all the same.
-
-        Raises:
-            RecipeError: there is no such source, it is closed, or the hub is out of reach.
         """
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
         folder = self._folder()
         if folder is not None:
             return folder
-        self._check_id()
-        try:
+        with self._asking(patterns):
             return Path(
-                snapshot_download(
+                huggingface_hub.snapshot_download(
                     self.source, revision=self.revision, allow_patterns=list(patterns),
                     ignore_patterns=list(without),
                 )
             )  # fmt: skip
-        except LocalEntryNotFoundError as error:
-            raise RecipeError(f"{self.field}: {self._unreachable(tuple(patterns))}") from error
-        except Exception as error:  # of the network, the disk or the library
-            raise RecipeError(f"{self.field}: {self._refused(error)}") from error
 
     def _folder(self) -> Path | None:
         """The folder of this machine that holds the files; None for a repository of the hub."""
@@ -137,83 +144,54 @@ class ModelFiles:
         place = place.parent if place.is_file() else place
         return place if place.is_dir() else None
 
-    def _check_id(self) -> None:
+    @contextmanager
+    def _asking(self, names: Sequence[str]) -> Iterator[None]:
+        """Around a question to the hub: whatever its library raises becomes one sentence."""
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", self.source):
             raise RecipeError(
                 f"{self.field}: there is no file or folder {self.source!r} (sought from "
                 f"{Path.cwd()}), nor is that a hub id owner/name"
             )
+        try:
+            yield
+        except errors.LocalEntryNotFoundError as error:
+            raise RecipeError(f"{self.field}: {self._unreachable(names)}") from error
+        except Exception as error:  # of the network, the disk or the library
+            raise RecipeError(f"{self.field}: {self._refused(error)}") from error
 
-    def _download(self, names: tuple[str, ...], *, required: bool) -> Path | None:
-        """The first of the names from the hub, or from its cache on this machine."""
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-        self._check_id()
-        for name in names:
-            try:
-                found = hf_hub_download(
-                    self.source, name, revision=self.revision, local_files_only=self._offline
-                )
-                return Path(found)
-            except LocalEntryNotFoundError:  # comes after 20 s of retries, so only once
-                self._offline = True
-            except EntryNotFoundError:
-                continue
-            except Exception as error:  # of the network, the disk or the library
-                raise RecipeError(f"{self.field}: {self._refused(error)}") from error
-        if not required:
-            return None
-        if self._offline:
-            raise RecipeError(f"{self.field}: {self._unreachable(names)}")
-        raise RecipeError(self._missing(f"the hub repository {self.source}", names, None))
-
-    def _missing(self, where: str, names: tuple[str, ...], folder: Path | None) -> str:
-        there = "" if folder is None else f"; it holds {listing(p.name for p in folder.iterdir())}"
-        return (
-            f"{self.field}: {where} has none of {', '.join(names)}{there}. Give the folder or hub "
-            "id that holds one of them, or the weight file itself"
-        )
-
-    def _unreachable(self, names: tuple[str, ...]) -> str:
-        from huggingface_hub.constants import HF_HUB_CACHE
-
+    def _unreachable(self, names: Sequence[str]) -> str:
         return (
             f"there is no folder {self.source} in {Path.cwd()}, the hub cannot be reached (or "
-            f"HF_HUB_OFFLINE is set), and its cache {HF_HUB_CACHE} has none of {', '.join(names)} "
-            f"of {self.source}. Where there is a network run `hf download {self.source} "
-            "--local-dir FOLDER`, and give that folder"
+            f"HF_HUB_OFFLINE is set), and its cache {constants.HF_HUB_CACHE} has none of "
+            f"{', '.join(names)} of {self.source}. Where there is a network run `hf download "
+            f"{self.source} --local-dir FOLDER`, and give that folder"
         )
 
     def _refused(self, error: Exception) -> str:
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
-
-        page = f"https://huggingface.co/{self.source}"
-        if isinstance(error, GatedRepoError):  # also a RepositoryNotFoundError
-            return (
-                f"{self.source} is gated: accept its conditions at {page}, then log in with "
-                "`hf auth login` or set HF_TOKEN"
-            )
-        if isinstance(error, RevisionNotFoundError):
-            return f"{self.source} has no revision {self.revision!r}: see {page}/tree/main"
-        if isinstance(error, RepositoryNotFoundError):
-            return (
-                f"{self.source} is neither a folder in {Path.cwd()} nor a repository of the hub "
-                "that you may read: check the name, or log in with `hf auth login` if it is private"
-            )
+        source, page = self.source, f"https://huggingface.co/{self.source}"
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        match error:
+            case errors.GatedRepoError():  # also a RepositoryNotFoundError
+                return (
+                    f"{source} is gated: accept its conditions at {page}, then log in with "
+                    "`hf auth login` or set HF_TOKEN"
+                )
+            case errors.RevisionNotFoundError():
+                return f"{source} has no revision {self.revision!r}: see {page}/tree/main"
+            case errors.RepositoryNotFoundError():
+                return (
+                    f"{source} is neither a folder in {Path.cwd()} nor a repository of the hub "
+                    "that you may read: check the name, or log in with `hf auth login` if it is "
+                    "private"
+                )
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             return (
-                f"the hub refuses to give {self.source}: {first}. The token that is set may be "
-                "wrong or expired: log in with `hf auth login`, or set HF_TOKEN anew or not at all"
+                f"the hub refuses to give {source}: {first}. The token that is set may be wrong or "
+                "expired: log in with `hf auth login`, or set HF_TOKEN anew or not at all"
             )
         return (
-            f"{self.source} cannot be had from the hub: {first}. Try again, or run `hf download "
-            f"{self.source} --local-dir FOLDER` and give that folder"
+            f"{source} cannot be had from the hub: {first}. Try again, or run `hf download "
+            f"{source} --local-dir FOLDER` and give that folder"
         )
 
 

@@ -75,34 +75,25 @@ def fit_tensors(network: nn.Module, state: Mapping[str, Tensor], where: str) -> 
             with a fraction belong; ``where`` begins it.
     """
     expected = network.state_dict()
-    if problem := mismatch(expected, state):
-        raise RecipeError(f"{where} {problem}")
-    network.load_state_dict(dict(state), assign=True)
-
-
-def mismatch(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """What differs between the expected tensors and a state dict, as half a sentence; or empty."""
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
     pairs = [(key, state[key], own) for key, own in expected.items() if key in state]
-    shapes = [
-        f"{key} {list(found.shape)} instead of {list(own.shape)}"
-        for key, found, own in pairs
-        if found.shape != own.shape
-    ]
-    kinds_differ = [
-        f"{key} {str(found.dtype).removeprefix('torch.')}"
-        for key, found, own in pairs
-        if found.is_floating_point() != own.is_floating_point()
-    ]
-    kinds = (
-        (missing, "missing"), (unexpected, "unexpected"), (shapes, "of another shape"),
-        (kinds_differ, "quantised, or of another kind of number"),
-    )  # fmt: skip
-    parts = [f"{len(keys)} {name} ({listing(keys)})" for keys, name in kinds if keys]
-    if not parts:
-        return ""
-    return f"does not fit: of {len(expected)} keys, {', '.join(parts)}"
+    kinds = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": [
+            f"{key} {list(found.shape)} instead of {list(own.shape)}"
+            for key, found, own in pairs
+            if found.shape != own.shape
+        ],
+        "quantised, or of another kind of number": [
+            f"{key} {str(found.dtype).removeprefix('torch.')}"
+            for key, found, own in pairs
+            if found.is_floating_point() != own.is_floating_point()
+        ],
+    }
+    problems = [f"{len(keys)} {kind} ({listing(keys)})" for kind, keys in kinds.items() if keys]
+    if problems:  # load_state_dict would list every key, and take integers for floats
+        raise RecipeError(f"{where} does not fit: of {len(expected)} keys, {', '.join(problems)}")
+    network.load_state_dict(dict(state), strict=True, assign=True)
 
 
 def listing(names: Iterable[str]) -> str:

@@ -1,77 +1,40 @@
-"""Objectives for every paradigm: presets over the pure functions of ``genrl_core.functional``."""
+"""Objectives for every paradigm, a file each, made of the functions of ``genrl_core.functional``.
 
-from collections.abc import Callable
+A new objective is a file with its loss and its config, and one line here. The decorator
+``register`` of the config gives it the name that recipes use.
+"""
 
-from genrl_core import ObjectiveConfig, hookimpl
-from genrl_objectives.configs import (
-    BestOfNConfig,
-    DgpoConfig,
-    DpoConfig,
-    EntropyConfig,
-    KlConfig,
-    NftConfig,
-    PpoConfig,
-    RwrConfig,
-    SftConfig,
-    Wd1Config,
-)
-from genrl_objectives.differentiable import RewardGradientConfig
-from genrl_objectives.presets import (
-    AwmConfig,
-    BnpoConfig,
-    CispoConfig,
-    DapoConfig,
-    DrGrpoConfig,
-    FlowDppoConfig,
-    GmpoConfig,
-    GrpoConfig,
-    GrpoGuardConfig,
-    GspoConfig,
-    ReinforceConfig,
-    ReinforcePpConfig,
-    RlooConfig,
-    SapoConfig,
-)
-
-OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
-    "reinforce": ReinforceConfig,
-    "grpo": GrpoConfig,
-    "dr_grpo": DrGrpoConfig,
-    "dapo": DapoConfig,
-    "bnpo": BnpoConfig,
-    "gspo": GspoConfig,
-    "gmpo": GmpoConfig,
-    "cispo": CispoConfig,
-    "sapo": SapoConfig,
-    "rloo": RlooConfig,
-    "reinforce_pp": ReinforcePpConfig,
-    "grpo_guard": GrpoGuardConfig,
-    "flow_dppo": FlowDppoConfig,
-    "ppo": PpoConfig,
-    "awm": AwmConfig,
-    "dpo": DpoConfig,
-    "dgpo": DgpoConfig,
-    "rwr": RwrConfig,
-    "best_of_n": BestOfNConfig,
-    "wd1": Wd1Config,
-    "nft": NftConfig,
-    "reward_gradient": RewardGradientConfig,
-    "sft": SftConfig,
-    "kl": KlConfig,
-    "entropy": EntropyConfig,
-}
-"""Name -> config."""
-
-__all__ = [
-    "OBJECTIVES", "AwmConfig", "BestOfNConfig", "BnpoConfig", "CispoConfig", "DapoConfig",
-    "DgpoConfig", "DpoConfig", "DrGrpoConfig", "EntropyConfig", "FlowDppoConfig", "GmpoConfig",
-    "GrpoConfig", "GrpoGuardConfig", "GspoConfig", "KlConfig", "NftConfig", "PpoConfig",
-    "ReinforceConfig", "ReinforcePpConfig", "RewardGradientConfig", "RlooConfig", "RwrConfig",
-    "SapoConfig", "SftConfig", "Wd1Config",
-]  # fmt: skip
+from genrl_core import Register, hookimpl
+from genrl_objectives.awm import AwmConfig as AwmConfig
+from genrl_objectives.cispo import CispoConfig as CispoConfig
+from genrl_objectives.common import OBJECTIVES as OBJECTIVES
+from genrl_objectives.dgpo import DgpoConfig as DgpoConfig
+from genrl_objectives.dpo import DpoConfig as DpoConfig
+from genrl_objectives.entropy import EntropyConfig as EntropyConfig
+from genrl_objectives.flow_dppo import FlowDppoConfig as FlowDppoConfig
+from genrl_objectives.gmpo import GmpoConfig as GmpoConfig
+from genrl_objectives.grpo import BnpoConfig as BnpoConfig
+from genrl_objectives.grpo import DapoConfig as DapoConfig
+from genrl_objectives.grpo import DrGrpoConfig as DrGrpoConfig
+from genrl_objectives.grpo import GrpoConfig as GrpoConfig
+from genrl_objectives.grpo import GspoConfig as GspoConfig
+from genrl_objectives.grpo_guard import GrpoGuardConfig as GrpoGuardConfig
+from genrl_objectives.kl import KlConfig as KlConfig
+from genrl_objectives.nft import NftConfig as NftConfig
+from genrl_objectives.ppo import PpoConfig as PpoConfig
+from genrl_objectives.reinforce import ReinforceConfig as ReinforceConfig
+from genrl_objectives.reinforce import ReinforcePpConfig as ReinforcePpConfig
+from genrl_objectives.reinforce import RlooConfig as RlooConfig
+from genrl_objectives.reward_gradient import RewardGradientConfig as RewardGradientConfig
+from genrl_objectives.rwr import BestOfNConfig as BestOfNConfig
+from genrl_objectives.rwr import RwrConfig as RwrConfig
+from genrl_objectives.sapo import SapoConfig as SapoConfig
+from genrl_objectives.sft import SftConfig as SftConfig
+from genrl_objectives.wd1 import Wd1Config as Wd1Config
 
 
 @hookimpl
-def register_objectives(register: Callable[[str, type[ObjectiveConfig]], None]) -> None:
+def register_objectives(register: Register) -> None:
+    """All of them."""
     for name, config in OBJECTIVES.items():
         register(name, config)

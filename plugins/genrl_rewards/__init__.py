@@ -7,21 +7,12 @@ This entry module holds configs and hooks only and loads no torch.
 """
 
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from genrl_core import Prompt, RewardConfig, hookimpl
-
-if TYPE_CHECKING:
-    from genrl_rewards.aesthetic import Aesthetic
-    from genrl_rewards.clip import ClipScore
-    from genrl_rewards.geneval import GenEval
-    from genrl_rewards.image_reward import ImageReward
-    from genrl_rewards.jpeg import JpegSize
-    from genrl_rewards.judge import VlmJudge
+from genrl_core import Prompt, Register, RewardConfig, hookimpl
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -52,6 +43,7 @@ class ClipScoreConfig(NetworkRewardConfig):
 
     called: ClassVar[str] = "clip_score"
     paper = "arXiv 2104.08718, without its factor 2.5; the reward of arXiv 2510.13418"
+    builds = "genrl_rewards.clip:clip_score"
     weights: str = Field(CLIP_H, description="folder or hub id of a CLIP model")
     tokenizer: str | None = Field(
         None, description="folder or hub id of the text's tokenizer; silent: that of weights"
@@ -62,27 +54,18 @@ class ClipScoreConfig(NetworkRewardConfig):
         "about 100, as logits_per_image is",
     )
 
-    def build(self) -> "ClipScore":
-        from genrl_rewards.clip import clip_score
-
-        return clip_score(self)
-
 
 class PickScoreConfig(NetworkRewardConfig):
     """Human preference by a CLIP trained on Pick-a-Pic; about 18 to 24, others divide it by 26."""
 
     called: ClassVar[str] = "pick_score"
     paper = "arXiv 2305.01569"
+    builds = "genrl_rewards.clip:clip_score"
     weights: str = Field("yuvalkirstain/PickScore_v1", description="folder or hub id of PickScore")
     tokenizer: str | None = Field(CLIP_H, description="folder or hub id of the text's tokenizer")
     scale: Literal["cosine", "logits"] = Field(
         "logits", description="logits: exp(logit_scale) times the cosine, as published; or cosine"
     )
-
-    def build(self) -> "ClipScore":
-        from genrl_rewards.clip import clip_score
-
-        return clip_score(self)
 
 
 class HpsConfig(NetworkRewardConfig):
@@ -90,6 +73,7 @@ class HpsConfig(NetworkRewardConfig):
 
     called: ClassVar[str] = "hps_v2"
     paper = "arXiv 2306.09341"
+    builds = "genrl_rewards.hps:hps"
     weights: str = Field(
         "xswu/HPSv2", description="folder or hub id that holds HPS_v2_compressed.pt or its sister"
     )
@@ -98,17 +82,13 @@ class HpsConfig(NetworkRewardConfig):
         "2.1", description="which of the two models: HPS_v2_compressed.pt, HPS_v2.1_compressed.pt"
     )
 
-    def build(self) -> "ClipScore":
-        from genrl_rewards.hps import hps
-
-        return hps(self)
-
 
 class ImageRewardConfig(NetworkRewardConfig):
     """Human preference by BLIP, standardised: about -2 to 2, with mean 0 and deviation 1."""
 
     called: ClassVar[str] = "image_reward"
     paper = "arXiv 2304.05977"
+    builds = "genrl_rewards.image_reward:image_reward"
     weights: str = Field(
         "THUDM/ImageReward", description="folder or hub id that holds ImageReward.pt"
     )
@@ -116,17 +96,13 @@ class ImageRewardConfig(NetworkRewardConfig):
         "google-bert/bert-base-uncased", description="folder or hub id of the text's tokenizer"
     )
 
-    def build(self) -> "ImageReward":
-        from genrl_rewards.image_reward import image_reward
-
-        return image_reward(self)
-
 
 class AestheticConfig(NetworkRewardConfig):
     """LAION's aesthetic score of the image alone, about 1 to 10."""
 
     called: ClassVar[str] = "aesthetic"
     paper = "LAION aesthetic predictor v2; arXiv 2210.08402"
+    builds = "genrl_rewards.aesthetic:aesthetic"
     weights: str = Field(
         "ttj/sac-logos-ava1-l14-linearMSE",
         description="folder, file or hub id of the linear layers on top of CLIP",
@@ -135,27 +111,18 @@ class AestheticConfig(NetworkRewardConfig):
         "openai/clip-vit-large-patch14", description="folder or hub id of the CLIP model below"
     )
 
-    def build(self) -> "Aesthetic":
-        from genrl_rewards.aesthetic import aesthetic
-
-        return aesthetic(self)
-
 
 class JpegSizeConfig(RewardConfig):
     """How many kilobytes (1,000 bytes) the image takes as JPEG, negated or not: no network."""
 
     paper = "arXiv 2305.13301"
+    builds = "genrl_rewards.jpeg:JpegSize"
     prefer: Literal["small", "large"] = Field(
         "small",
         description="small: minus the size in kB (compressibility); large: the size itself "
         "(incompressibility); some published code divides it by 500, which is weight: 0.002 here",
     )
     quality: Annotated[int, Field(ge=1, le=95)] = Field(95, description="JPEG's quality, 1 to 95")
-
-    def build(self) -> "JpegSize":
-        from genrl_rewards.jpeg import JpegSize
-
-        return JpegSize(self)
 
 
 class GenEvalConfig(NetworkRewardConfig):
@@ -167,6 +134,7 @@ class GenEvalConfig(NetworkRewardConfig):
 
     called: ClassVar[str] = "geneval"
     paper = "arXiv 2310.11513; the dense form of arXiv 2505.05470"
+    builds = "genrl_rewards.geneval:geneval"
     weights: str = Field(
         "facebook/mask2former-swin-small-coco-instance",
         description="folder or hub id of a Mask2Former with COCO's 80 classes",
@@ -193,11 +161,6 @@ class GenEvalConfig(NetworkRewardConfig):
         from genrl_rewards.geneval_rules import request_of
 
         request_of(prompt)
-
-    def build(self) -> "GenEval":
-        from genrl_rewards.geneval import geneval
-
-        return geneval(self)
 
 
 class VlmJudgeConfig(RewardConfig):
@@ -230,6 +193,7 @@ class VlmJudgeConfig(RewardConfig):
     """
 
     paper = "yes_probability: VQAScore, arXiv 2404.01291; score: UnifiedReward, arXiv 2503.05236"
+    builds = "genrl_rewards.judge:VlmJudge"
     base_url: str = Field(
         "http://127.0.0.1:8000/v1",
         description="address of the service without /chat/completions; the default is vLLM's",
@@ -302,11 +266,6 @@ class VlmJudgeConfig(RewardConfig):
             raise ValueError(f"minimum {self.minimum} is not below maximum {self.maximum}")
         return self
 
-    def build(self) -> "VlmJudge":
-        from genrl_rewards.judge import VlmJudge
-
-        return VlmJudge(self)
-
 
 def _check_pattern(pattern: str) -> None:
     try:
@@ -318,7 +277,7 @@ def _check_pattern(pattern: str) -> None:
 
 
 @hookimpl
-def register_rewards(register: Callable[[str, type[RewardConfig]], None]) -> None:
+def register_rewards(register: Register) -> None:
     """The networks, and the size of a file."""
     register(ClipScoreConfig.called, ClipScoreConfig)
     register(PickScoreConfig.called, PickScoreConfig)

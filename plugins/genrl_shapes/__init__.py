@@ -5,19 +5,12 @@ for them in GenEval's six categories. This entry module holds configs and hooks 
 neither torch nor scikit-learn.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from genrl_core import Capability, PolicyConfig, Prompt, RewardConfig, SamplerConfig, hookimpl
+from genrl_core import Capability, Prompt, Register, Reward, RewardConfig, SamplerConfig, hookimpl
 from genrl_masked import MaskedPolicyConfig
-
-if TYPE_CHECKING:
-    from genrl_shapes.judge import ShapesJudge
-    from genrl_shapes.policy import ShapesMaskedPolicy
-    from genrl_shapes.sampler import ShapesDataSampler
-    from genrl_shapes.verifier import ShapesVerifier
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -31,6 +24,7 @@ class ShapesMaskedConfig(MaskedPolicyConfig):
     ``weights`` may be the name of a shipped base: base-0, base-1 or base-4.
     """
 
+    builds = "genrl_shapes.policy:ShapesMaskedPolicy"
     loads_weights: ClassVar[bool] = True
     masks_prompts: ClassVar[bool] = True
     width: Count = Field(64, description="channels of the transformer, a multiple of heads")
@@ -55,15 +49,11 @@ class ShapesMaskedConfig(MaskedPolicyConfig):
 
         word_ids(prompt)
 
-    def build(self) -> "ShapesMaskedPolicy":
-        from genrl_shapes.policy import ShapesMaskedPolicy
-
-        return ShapesMaskedPolicy(self)
-
 
 class ShapesDataConfig(SamplerConfig):
     """Scenes that show what the prompts ask for and nothing else, for supervised training."""
 
+    builds = "genrl_shapes.sampler:ShapesDataSampler"
     paradigm: ClassVar[str] = "masked"
     supervised: ClassVar[bool] = True
     gives: ClassVar[Capability | None] = Capability.IMAGE
@@ -71,11 +61,6 @@ class ShapesDataConfig(SamplerConfig):
         0.0,
         description="probability that the scene is that of a random prompt of the same category",
     )
-
-    def build(self) -> "ShapesDataSampler":
-        from genrl_shapes.sampler import ShapesDataSampler
-
-        return ShapesDataSampler(self)
 
 
 class ShapesVerifierConfig(RewardConfig):
@@ -99,7 +84,7 @@ class ShapesVerifierConfig(RewardConfig):
         """It asks for something in this world."""
         _check(prompt)
 
-    def build(self) -> "ShapesVerifier":
+    def build(self) -> Reward:
         from genrl_shapes.verifier import ShapesVerifier
 
         return ShapesVerifier(form=self.form, shuffle=self.shuffle)
@@ -114,7 +99,7 @@ class ShapesJudgeConfig(RewardConfig):
         """It asks for something in this world."""
         _check(prompt)
 
-    def build(self) -> "ShapesJudge":
+    def build(self) -> Reward:
         from genrl_shapes.judge import ShapesJudge
 
         return ShapesJudge()
@@ -127,19 +112,19 @@ def _check(prompt: Prompt) -> None:
 
 
 @hookimpl
-def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
+def register_policies(register: Register) -> None:
     """The policy."""
     register("shapes_masked", ShapesMaskedConfig)
 
 
 @hookimpl
-def register_samplers(register: Callable[[str, type[SamplerConfig]], None]) -> None:
+def register_samplers(register: Register) -> None:
     """The data."""
     register("shapes_data", ShapesDataConfig)
 
 
 @hookimpl
-def register_rewards(register: Callable[[str, type[RewardConfig]], None]) -> None:
+def register_rewards(register: Register) -> None:
     """The verifier and the judge."""
     register("shapes_verifier", ShapesVerifierConfig)
     register("shapes_judge", ShapesJudgeConfig)

@@ -4,16 +4,12 @@ This entry module holds configs and hooks only and loads no torch.
 """
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from genrl_core import PolicyConfig, hookimpl
+from genrl_core import Register, hookimpl
 from genrl_masked import MaskedPolicyConfig
-
-if TYPE_CHECKING:
-    from genrl_showo.policy import ShowoPolicy
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -22,6 +18,7 @@ class ShowoConfig(MaskedPolicyConfig):
     """Show-o, 1.4 billion parameters: Phi-1.5 that unmasks the codes of MAGVIT-v2."""
 
     paper: ClassVar[str] = "arXiv 2408.12528"
+    builds = "genrl_showo.policy:ShowoPolicy"
     loads_weights: ClassVar[bool] = True
     masks_prompts: ClassVar[bool] = True
     base: str | None = Field(
@@ -87,13 +84,8 @@ class ShowoConfig(MaskedPolicyConfig):
             "name under policy.base the model that they were trained from"
         )
 
-    def build(self) -> "ShowoPolicy":
-        from genrl_showo.policy import ShowoPolicy
-
-        return ShowoPolicy(self)
-
 
 @hookimpl
-def register_policies(register: Callable[[str, type[PolicyConfig]], None]) -> None:
+def register_policies(register: Register) -> None:
     """Show-o."""
     register("showo", ShowoConfig)

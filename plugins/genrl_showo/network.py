@@ -10,7 +10,7 @@ the whole sequence, for any canvas, since no text attends to the image.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,11 @@ from torch.utils.checkpoint import checkpoint
 
 from genrl_core import RecipeError
 from genrl_masked import at_positions
-from genrl_models import attend, forward_arguments
+from genrl_models import AttentionChoice, attend, forward_arguments
 from genrl_showo.layout import Vocabulary, image_attention, image_ids, prefix_attention
 
 if TYPE_CHECKING:
     from transformers import PhiConfig
-
-
-Wish = Literal["auto", "sdpa", "xformers", "flash"]
 
 
 @dataclass(frozen=True)
@@ -54,12 +51,12 @@ class ShowoNetwork(nn.Module):
         autocast: run the layers under autocast to bfloat16; embeddings, norms, the residual stream
             and the head stay in the precision of the weights.
         recompute: keep one activation per layer for the backward pass and compute the rest again.
-        attention: what computes it, ``genrl_core.attend``'s wish.
+        attention: what computes it, as ``genrl_models.attend`` takes it.
     """
 
     def __init__(
         self, settings: "PhiConfig", vocabulary: Vocabulary, *, autocast: bool, recompute: bool,
-        attention: Wish = "auto",
+        attention: AttentionChoice = "auto",
     ):  # fmt: skip
         from transformers import AttentionInterface, PhiForCausalLM
 
@@ -225,13 +222,13 @@ def _keys_and_values(
 
 
 def _attention(
-    wish: Wish, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,  # noqa: ARG001
+    requested: AttentionChoice, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,  # noqa: ARG001
     attention_mask: Tensor | None, *, scaling: float, is_causal: bool, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """What the layers call. Under autocast the norms leave queries and keys in float32."""
     found = attend(
-        query.to(value.dtype), key.to(value.dtype), value, attention_mask, wish=wish,
-        causal=is_causal, scale=scaling,
+        query.to(value.dtype), key.to(value.dtype), value, attention_mask,
+        requested=requested, causal=is_causal, scale=scaling,
     )  # fmt: skip
     return found.transpose(1, 2).contiguous(), None
 

@@ -2,7 +2,7 @@
 
 The published files are ``showlab/show-o`` and its variants (config.json and safetensors) and
 ``happyyifu/Mask-GRPO`` (``mycheckpoint.pth``: a plain state dict, no config.json). Which file is
-taken and what is said where there is none: ``genrl_core.ModelFiles``.
+taken and what is said where there is none: ``genrl_models.ModelFiles``.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Attention by every backend against the written formula; wishes met, refused and never silent."""
+"""Attention by every backend against the written formula; met, refused, never silent."""
 
 import sys
 import types
@@ -72,8 +72,8 @@ CASES: dict[str, dict] = {
 }
 
 
-def agree(wish: str, tensors: list[Tensor], fields: dict) -> None:
-    found, expected = attend(*tensors, wish=wish, **fields), formula(*tensors, **fields)
+def agree(requested: str, tensors: list[Tensor], fields: dict) -> None:
+    found, expected = attend(*tensors, requested=requested, **fields), formula(*tensors, **fields)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     slopes = torch.autograd.grad(found.square().sum(), tensors)
     theirs = torch.autograd.grad(expected.square().sum(), tensors)
@@ -81,14 +81,14 @@ def agree(wish: str, tensors: list[Tensor], fields: dict) -> None:
 
 
 @pytest.mark.parametrize("fields", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("wish", ["auto", "sdpa", "flash"])
-def test_values_and_gradients_are_those_of_the_formula(wish, fields):
-    agree(wish, parts(), fields)
+@pytest.mark.parametrize("requested", ["auto", "sdpa", "flash"])
+def test_values_and_gradients_are_those_of_the_formula(requested, fields):
+    agree(requested, parts(), fields)
 
 
-@pytest.mark.parametrize("wish", ["auto", "sdpa", "flash"])
-def test_fewer_heads_in_key_and_value_are_shared_in_order(wish):
-    agree(wish, parts(key_heads=2), {})
+@pytest.mark.parametrize("requested", ["auto", "sdpa", "flash"])
+def test_fewer_heads_in_key_and_value_are_shared_in_order(requested):
+    agree(requested, parts(key_heads=2), {})
 
 
 def test_a_mask_and_causal_together_are_a_mistake():
@@ -139,8 +139,8 @@ def of_one_dtype(query, key, value, **fields) -> Tensor:
     return efficient(query, key, value, **fields)
 
 
-@pytest.mark.parametrize("wish", ["auto", "xformers"])
-def test_under_autocast_the_kernel_and_its_trial_see_one_dtype(monkeypatch, wish):
+@pytest.mark.parametrize("requested", ["auto", "xformers"])
+def test_under_autocast_the_kernel_and_its_trial_see_one_dtype(monkeypatch, requested):
     """Normalised queries and keys come in float32 there, values in bfloat16."""
     seen = []
 
@@ -151,14 +151,14 @@ def test_under_autocast_the_kernel_and_its_trial_see_one_dtype(monkeypatch, wish
     stage(monkeypatch, watched)
     query, key, value = (part.float() for part in parts())
     with torch.autocast("cpu", torch.bfloat16):
-        found = attend(query, key, value.bfloat16(), wish=wish)
-        plain = attend(query, key, value.bfloat16(), wish="sdpa")
+        found = attend(query, key, value.bfloat16(), requested=requested)
+        plain = attend(query, key, value.bfloat16(), requested="sdpa")
     assert set(seen) == {torch.bfloat16} and len(seen) == 2  # a trial and a call
     assert found.dtype == plain.dtype == torch.bfloat16
     torch.testing.assert_close(found, plain, rtol=0, atol=0.02)
     torch.testing.assert_close(plain.double(), formula(*parts()), rtol=0, atol=0.02)
     with torch.autocast("cpu", torch.bfloat16):
-        assert attend(*parts(), wish=wish).dtype == torch.float64
+        assert attend(*parts(), requested=requested).dtype == torch.float64
 
 
 def refuses(*args, **fields) -> Tensor:
@@ -197,7 +197,7 @@ def test_what_fails_the_trial_is_refused_and_auto_goes_on(monkeypatch, call, pat
 def test_a_package_that_is_missing_is_named_with_the_way_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers", None)
     with pytest.raises(RecipeError) as caught:
-        attend(*parts(), wish="xformers")
+        attend(*parts(), requested="xformers")
     assert str(caught.value) == (
         "policy.attention: xformers does not run here, on cpu with float64, heads of width 8 and "
         "no mask: xformers is not installed; pip install 'genrl-core[xformers]' brings it. Choose "
@@ -206,12 +206,12 @@ def test_a_package_that_is_missing_is_named_with_the_way_out(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
-@pytest.mark.parametrize("wish", ["flash", "xformers"])
-def test_a_device_that_is_missing_is_refused_and_auto_never_fails(monkeypatch, wish):
+@pytest.mark.parametrize("requested", ["flash", "xformers"])
+def test_a_device_that_is_missing_is_refused_and_auto_never_fails(monkeypatch, requested):
     stage(monkeypatch, efficient)
     cuda = torch.device("cuda")
-    with pytest.raises(RecipeError, match=f"{wish} does not run here, on cuda with bfloat16"):
-        attention_backend(wish, torch.bfloat16, cuda)
+    with pytest.raises(RecipeError, match=f"{requested} does not run here, on cuda with bfloat16"):
+        attention_backend(requested, torch.bfloat16, cuda)
     assert attention_backend("auto", torch.bfloat16, cuda) == "sdpa"
     assert attention_backend("sdpa", torch.bfloat16, cuda) == "sdpa"
 
@@ -234,10 +234,10 @@ def test_the_process_and_other_models_stay_as_they_are():
 
     neighbour = phi("sdpa")
     before = settings()
-    for wish in ("auto", "flash"):
+    for requested in ("auto", "flash"):
         with torch.no_grad():
-            attend(*parts(), wish=wish)
-        phi(transformers_attention(wish))
+            attend(*parts(), requested=requested)
+        phi(transformers_attention(requested))
     assert settings() == before
     assert neighbour.config._attn_implementation == "sdpa"
 
@@ -279,12 +279,12 @@ def test_a_model_that_normalises_its_queries_runs_under_autocast(monkeypatch):
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
-@pytest.mark.parametrize("wish", ["auto", "flash", "xformers"])
+@pytest.mark.parametrize("requested", ["auto", "flash", "xformers"])
 def test_a_model_of_transformers_gives_the_logits_that_its_own_attention_gives(
-    monkeypatch, wish, mask
+    monkeypatch, requested, mask
 ):
     stage(monkeypatch, efficient)
-    name = transformers_attention(wish)
+    name = transformers_attention(requested)
     model = phi(name)
     assert model.config._attn_implementation == name != "sdpa"
     with torch.no_grad():

@@ -1,9 +1,11 @@
 """The registry: isolation of broken plugins, clashes, owners, recipe folders."""
 
 import importlib.metadata
+import re
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +258,61 @@ def test_a_function_is_a_reward() -> None:
     assert reward.summary(media, prompts) == {"": 2.0}
     with pytest.raises(RewardError, match="first_letter gave no value"):
         reward.summary(Media("text", texts=("",)), prompts[:1])
+
+
+class Gloss(Reward):
+    def __init__(self, config: RewardConfig):
+        self.config = config
+
+    def __call__(self, media: Media, prompts: Sequence[Prompt]) -> list[float]:
+        return [0.0] * len(prompts)
+
+
+def config_that_builds(what: str | type) -> RewardConfig:
+    class GlossConfig(RewardConfig):
+        """How glossy."""
+
+        builds = what
+
+    return GlossConfig()
+
+
+def test_a_config_names_what_it_builds(site: Path) -> None:
+    """By a class, or by a string whose module is imported when it is built and not before."""
+    source = "class Gloss:\n    def __init__(self, config): self.config = config\n"
+    (site / "acme_gloss.py").write_text(source)
+    for what in (Gloss, "acme_gloss:Gloss"):
+        config = type(config_that_builds(what))
+
+        def hook(register: Any, of: type[RewardConfig] = config) -> None:
+            register("gloss", of)
+
+        Registry().add_module(module("gloss", register_rewards=hook))
+        assert "acme_gloss" not in sys.modules
+        built: Any = config(weight=2.0).build()
+        assert type(built).__name__ == "Gloss" and built.config.weight == 2
+    del sys.modules["acme_gloss"]
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("acme_nowhere:Gloss", "'acme_nowhere:Gloss', and there is no module acme_nowhere"),
+        ("genrl_core.nowhere:Gloss", "and there is no module genrl_core.nowhere"),
+        ("genrl_core.errors:Gloss", "and genrl_core.errors has no Gloss"),
+        ("genrl_core.errors", "'genrl_core.errors'; expected package.module:Name"),
+        (":Gloss", "':Gloss'; expected package.module:Name"),
+    ],
+)
+def test_what_a_config_cannot_build_is_said_with_its_name(what: str, words: str) -> None:
+    with pytest.raises(PluginError, match=f"^GlossConfig.builds is .*{re.escape(words)}"):
+        config_that_builds(what).build()
+
+
+def test_a_library_that_is_missing_is_not_a_wrong_name(site: Path) -> None:
+    (site / "acme_needy.py").write_text("import acme_library\nclass Gloss: ...\n")
+    with pytest.raises(ModuleNotFoundError, match="acme_library"):
+        config_that_builds("acme_needy:Gloss").build()
 
 
 def package(folder: Path, name: str, source: str) -> Path:

@@ -33,7 +33,7 @@ def formula(query, key, value, mask, causal) -> torch.Tensor:
     return scores.softmax(-1) @ value
 
 
-def agree(wish: str, dtype: torch.dtype, pattern: str, length: int) -> None:
+def agree(requested: str, dtype: torch.dtype, pattern: str, length: int) -> None:
     generator = torch.Generator(DEVICE).manual_seed(0)
     query, key, value = (
         torch.randn(2, 4, length, 64, device=DEVICE, generator=generator).to(dtype)
@@ -44,7 +44,7 @@ def agree(wish: str, dtype: torch.dtype, pattern: str, length: int) -> None:
         mask = torch.rand(length, length, device=DEVICE, generator=generator) < 0.5
         mask |= torch.eye(length, dtype=torch.bool, device=DEVICE)
     fields = {"mask": mask, "causal": pattern == "causal"}
-    found = attend(query, key, value, wish=wish, **fields)
+    found = attend(query, key, value, requested=requested, **fields)
     assert found.dtype == dtype
     gap = (found.double() - formula(query, key, value, **fields)).abs().max()
     assert gap < 8 * torch.finfo(dtype).eps if dtype in HALVES else gap < 5e-3
@@ -52,14 +52,14 @@ def agree(wish: str, dtype: torch.dtype, pattern: str, length: int) -> None:
 
 @pytest.mark.parametrize("length", [64, 77])
 @pytest.mark.parametrize(
-    ("wish", "dtype", "pattern"),
+    ("requested", "dtype", "pattern"),
     [
         *itertools.product(("auto", "sdpa"), (*HALVES, torch.float32), ("full", "causal", "mask")),
         *itertools.product(("flash",), HALVES, ("full", "causal")),
     ],
 )
-def test_backends_of_torch(wish, dtype, pattern, length):
-    agree(wish, dtype, pattern, length)
+def test_backends_of_torch(requested, dtype, pattern, length):
+    agree(requested, dtype, pattern, length)
 
 
 @without_xformers

@@ -274,8 +274,8 @@ def test_attention_is_chosen_for_this_model_alone(published, policy, pipeline):
     plain = AmusedConfig(weights=str(published), attention="sdpa").build()
     kinds = {type(p) for p in pipeline.transformer.attn_processors.values()}
     assert kinds == {AttnProcessor2_0}
-    assert {p.wish for p in flash.network.attn_processors.values()} == {"flash"}
-    assert {p.wish for p in plain.network.attn_processors.values()} == {"sdpa"}
+    assert {p.requested for p in flash.network.attn_processors.values()} == {"flash"}
+    assert {p.requested for p in plain.network.attn_processors.values()} == {"sdpa"}
     cond = policy.encode(PROMPTS)
     canvas = torch.full((2, policy.num_tokens), policy.mask_code)
     with torch.no_grad():

@@ -21,7 +21,7 @@ from genrl_objectives import (
     RlooConfig,
     SapoConfig,
 )
-from genrl_objectives.presets import RatioConfig
+from genrl_objectives.grpo import RatioConfig
 
 CONFIGURATIONS = 240
 Rng = torch.Generator

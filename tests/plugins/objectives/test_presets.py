@@ -10,17 +10,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from genrl_core import Batch, ObjectiveConfig, RecipeError, load_recipe
-from genrl_core.functional import (
-    clipped_surrogate,
-    generalized_advantage,
-    group_extremes,
-    group_softmax,
-    sapo_surrogate,
-    whiten,
-)
+from genrl_core.functional import clipped_surrogate, whiten
 from genrl_core.loop.settings import AdvantageConfig, FilterConfig
 from genrl_core.registry import Registry
 from genrl_objectives import OBJECTIVES
+from genrl_objectives.dpo import group_extremes
+from genrl_objectives.ppo import generalized_advantage
+from genrl_objectives.rwr import group_softmax
+from genrl_objectives.sapo import sapo_surrogate
 
 Make = Callable[..., ObjectiveConfig]
 
@@ -309,7 +306,10 @@ def test_a_bound_in_pieces_is_preferred_like_one_in_one(proposed: Make, combined
         .build()
         .loss(
             batch(
-                log_probs=parts.sum(1), reference=other.sum(1), step=torch.arange(2)[:, None] * one
+                log_probs=parts.sum(1),
+                reference=other.sum(1),
+                step=torch.arange(2)[:, None] * one,
+                view="elbo",
             )
         )
     )
@@ -330,6 +330,7 @@ def test_a_bound_in_pieces_is_preferred_like_one_in_one(proposed: Make, combined
                 denominator_mask=there,
                 events=there.long(),
                 weight=torch.ones_like(log_probs),
+                view="elbo",
             )
         )
     )
