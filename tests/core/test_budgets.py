@@ -223,18 +223,18 @@ KEEPS_A_TABLE = "genrl_core/recipe/problems.py"
 
 def texts() -> list[Path]:
     """What a reader of the code and a writer of recipes read."""
-    folders = [*PACKAGES, ROOT / "plugins", ROOT / "recipes", ROOT / "docs"]
-    found = {path for folder in folders for path in folder.rglob("*") if path.is_file()}
-    found = {path for path in found if path.suffix in (".py", ".yaml", ".md")}
-    return sorted(path for path in {*found, ROOT / "README.md"})
+    folders = [ROOT / name for name in ("genrl_core", "plugins", "recipes", "docs")]
+    found = (path for folder in folders for path in sorted(folder.rglob("*")))
+    return [ROOT / "README.md", *(p for p in found if p.suffix in (".py", ".yaml", ".md"))]
 
 
 def tables_of(text: str) -> set[int]:
     """The lines of the dictionaries of a module."""
-    statements = ast.parse(text).body
-    spans = [(n.lineno, n.end_lineno) for n in statements if isinstance(n, ast.Assign | ast.AnnAssign)
-             and isinstance(n.value, ast.Dict)]  # fmt: skip
-    return {line for first, last in spans for line in range(first, (last or first) + 1)}
+    found: set[int] = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            found |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return found
 
 
 def struck_in(text: str, suffix: str) -> Iterator[tuple[int, str]]:
