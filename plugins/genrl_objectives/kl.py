@@ -39,8 +39,8 @@ class Kl(ConfiguredObjective["KlConfig"]):
             far = beyond_bound(batch.log_probs - reference)
             far = far if old is None else far | beyond_bound(batch.log_probs - old)
             metrics["kl_bounded"] = far.to(kl)
-        metrics["kl"] = kl
-        return batch.reduce(kl, self.config.reduce), metrics
+        found: Metrics = {"kl": kl}
+        return batch.reduce(kl, self.config.reduce), found | metrics
 
 
 @register("kl")

@@ -1,24 +1,17 @@
 """The list of `tests/mutations.py` fits the code as it is; the command itself runs elsewhere."""
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from programs import TESTS, load
 
-ROOT = Path(__file__).parents[2]
+ROOT = TESTS.parent
 
 
 @pytest.fixture(scope="module")
 def mutations() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mutations", ROOT / "tests" / "mutations.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutations"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("mutations")
 
 
 def test_every_mutation_applies_and_names_a_test(mutations: ModuleType) -> None:

@@ -7,25 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from updates import called_separable, moved, one_pass, table_of, update
 
 from genrl_core.errors import GenRLError
 from genrl_core.interfaces.batch import Batch
-from genrl_core.interfaces.media import Prompt
 from genrl_core.interfaces.objective import Objective, View
-from genrl_core.loop.advantage import advantages
 from genrl_core.loop.distributed import Runtime
-from genrl_core.loop.generate import generate
 from genrl_core.loop.gradient import _write, accumulate
-from genrl_core.loop.plan import plan_of
 from genrl_core.loop.rollout import Rollout
-from genrl_core.loop.settings import AdvantageConfig
 from genrl_core.loop.update import Learner
-from genrl_core.loop.weights import WeightSets
-from genrl_core.testing import ToyReward, learner_for, rollout_of, toys
+from genrl_core.testing import toys
 from genrl_objectives import GrpoConfig, KlConfig, ReinforceConfig
-
-ADVANTAGE = AdvantageConfig(scale="batch_std")
-PROMPTS = tuple(Prompt(str(i), "toy") for i in range(3))
 
 
 class GroupCoupled(Objective):
@@ -144,52 +136,15 @@ CASES: dict[str, tuple[int, list[Objective], bool]] = {
 }
 
 
-def setting(name: str, **train: object) -> tuple[Learner, Rollout]:
-    """A learner and a rollout whose weights have moved since it was drawn."""
+def setting(
+    name: str, count: int | None = None, *, moves: bool = True, **train: object
+) -> tuple[Learner, Rollout]:
+    """The update of a case, or of its first ``count`` objectives, see ``moved``."""
     index, objectives, combine = CASES[name]
     policy, sampler = toys()[index]
     policy.combine_draws = combine
-    weight_sets = WeightSets(policy)
-    weight_sets.snapshot("reference")
-    plan = plan_of(3, 0, 0, PROMPTS, 4)
-    trajectory, media = generate(policy, sampler, plan, 99)
-    with torch.no_grad():
-        policy.network.table.mul_(1.3).add_(0.2 * policy.network.table.cos())
-    reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
-    rollout = rollout_of(trajectory, reward, plan.group)
-    members = {str(i): (1.0 + 0.5 * i, objective) for i, objective in enumerate(objectives)}
-    learner = learner_for(
-        policy, sampler, members, weight_sets, ADVANTAGE, draws=2, drift_tolerance=1e-9, **train
-    )
-    return learner, replace(rollout, on_policy=False)
-
-
-def update(learner: Learner, rollout: Rollout) -> Tensor:
-    """What one learn() subtracts from the table."""
-    table = learner._policy.network.table
-    before = table.detach().clone()
-    _, problem = learner.learn(rollout, 0, 0)
-    assert problem is None
-    return before - table.detach()
-
-
-def one_pass(learner: Learner, rollout: Rollout) -> Tensor:
-    """The same update by a single backward through the graph of the whole batch."""
-    advantage = advantages(ADVANTAGE, rollout.reward, rollout.valid, rollout.group)
-    total = torch.zeros((), dtype=torch.float64)
-    for side in learner._sides:
-        ready = learner.prepare(side, rollout, advantage, 0)
-        blank = ready.view.blank(ready.batch)
-        rows, samples = next(iter(blank.values())).shape
-        calls = ready.view.num_evals
-        k = torch.arange(calls).repeat_interleave(samples)
-        b = torch.arange(samples).repeat(calls)
-        place = (k.unsqueeze(1) * (rows // calls) + torch.arange(rows // calls), b.unsqueeze(1))
-        fresh = ready.view.evaluate(k, b)
-        values = {n: matrix.index_put(place, fresh[n]) for n, matrix in blank.items()}
-        total = total + side.loss(ready.view.insert(ready.batch, values))[0]
-    (gradient,) = torch.autograd.grad(total, learner._policy.network.table)
-    return gradient
+    members = {str(i): (1.0 + 0.5 * i, objective) for i, objective in enumerate(objectives[:count])}
+    return moved(policy, sampler, members, moves=moves, **train)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 1000])
@@ -204,18 +159,10 @@ def test_two_passes_equal_one(name: str, rows: int) -> None:
 @pytest.mark.parametrize("name", [n for n, c in CASES.items() if all(o.separable for o in c[1])])
 def test_separable_objectives_are_separable(name: str) -> None:
     """The chunked sum equals the two-pass rule, with chunks that split samples and groups."""
-    chunked, rollout = setting(name, micro_batch_size=3)
-    coupled, _ = setting(name, micro_batch_size=3)
-    for side in coupled._sides:
-        for _, _, objective in side.members:
-            objective.separable = False
-    try:
-        expected = update(coupled, rollout)
-    finally:
-        for side in coupled._sides:
-            for _, _, objective in side.members:
-                objective.separable = True
-    torch.testing.assert_close(update(chunked, rollout), expected, rtol=0, atol=1e-10)
+    with called_separable(CASES[name][1], False):
+        expected = update(*setting(name, micro_batch_size=3))
+    found = update(*setting(name, micro_batch_size=3))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("on_policy", [False, True])
@@ -226,23 +173,19 @@ def test_a_coupled_loss_that_says_separable_stops_the_run(name: str, on_policy: 
     Under the drawing weights too, where every ratio is 1 and only the gradients tell.
     """
     for rows, right in ((1000, True), (3, False), (1, False)):
-        learner, rollout = setting(name, micro_batch_size=rows)
-        learner._train = learner._train.model_copy(update={"drift_tolerance": 1e6})
-        if on_policy:
-            drawn = toys()[CASES[name][0]][0].network
-            learner._policy.network.load_state_dict(drawn.state_dict())
-        before, said = learner._policy.network.table.detach().clone(), ""
-        ((_, _, objective),) = learner._sides[0].members
-        objective.separable = True
-        try:
-            learner.learn(replace(rollout, on_policy=on_policy), 0, 0)
-        except GenRLError as error:
-            said = str(error)
-        finally:
-            objective.separable = False
+        said = ""
+        with called_separable(CASES[name][1], True):
+            learner, rollout = setting(
+                name, moves=not on_policy, micro_batch_size=rows, drift_tolerance=1e6
+            )
+            before = table_of(learner).detach().clone()
+            try:
+                learner.learn(replace(rollout, on_policy=on_policy), 0, 0)
+            except GenRLError as error:
+                said = str(error)
         told = re.search(r"chunks add up to (\S+), and that of the whole batch is (\S+);", said)
         assert (told is None) == right, f"{rows} rows in a chunk: {said!r}"
-        assert right or torch.equal(before, learner._policy.network.table)
+        assert right or torch.equal(before, table_of(learner))
 
 
 class Numbers:
@@ -306,11 +249,8 @@ def test_batch_order_changes_nothing(name: str) -> None:
 
 def test_one_leaf_field_alone_would_lose_gradients() -> None:
     """The leaf is the whole record: with log_probs alone the analytic KL had no gradient."""
-    learner, rollout = setting("analytic_kl")
-    both = update(learner, rollout)
-    learner, rollout = setting("analytic_kl")
-    object.__setattr__(learner._sides[0], "members", learner._sides[0].members[:1])
-    assert (both - update(learner, rollout)).abs().max() > 1e-3
+    both = update(*setting("analytic_kl"))
+    assert (both - update(*setting("analytic_kl", 1))).abs().max() > 1e-3
 
 
 def test_write_keeps_the_dtype() -> None:
