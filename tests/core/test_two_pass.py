@@ -11,17 +11,15 @@ from torch import Tensor
 from genrl_core.errors import GenRLError
 from genrl_core.interfaces.batch import Batch
 from genrl_core.interfaces.media import Prompt
-from genrl_core.interfaces.objective import Objective, View
-from genrl_core.loop.advantage import advantages
+from genrl_core.interfaces.objective import Objective
 from genrl_core.loop.distributed import Runtime
 from genrl_core.loop.generate import generate
 from genrl_core.loop.gradient import _write, accumulate
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig
-from genrl_core.loop.update import Learner
 from genrl_core.loop.weights import WeightSets
-from genrl_core.testing import ToyReward, learner_for, rollout_of, toys
+from genrl_core.testing import SingleUpdates, ToyReward, learner_for, rollout_of, toys
 from genrl_objectives import GrpoConfig, KlConfig, ReinforceConfig
 
 ADVANTAGE = AdvantageConfig(scale="batch_std")
@@ -30,9 +28,6 @@ PROMPTS = tuple(Prompt(str(i), "toy") for i in range(3))
 
 class GroupCoupled(Objective):
     """Cross-entropy between a group's softmax of rewards and its softmax of densities."""
-
-    def __init__(self, view: View = "steps"):
-        self.view = view
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         score = torch.where(batch.mask, batch.log_probs, 0.0).sum(0)
@@ -60,7 +55,6 @@ class ValueLoss(Objective):
 
 
 class EntropyBonus(Objective):
-    view = None
     needs = frozenset({"entropy"})
     separable = True
 
@@ -72,7 +66,6 @@ class EntropyBonus(Objective):
 class NegativeAware(Objective):
     """The forward-process loss of arXiv 2509.16117: errors of mixtures with the reference."""
 
-    view = "denoising"
     separable = True
     mixtures = ({"current": 0.5, "reference": 0.5}, {"current": -0.5, "reference": 1.5})
 
@@ -85,7 +78,6 @@ class NegativeAware(Objective):
 class PairedBound(Objective):
     """A pairwise logistic loss on the bound against the reference: couples draws and samples."""
 
-    view = "elbo"
     needs = frozenset({"reference", "old_log_probs"})
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -133,7 +125,7 @@ CASES: dict[str, tuple[int, list[Objective], bool]] = {
     "two_weighted_draws": (1, [PairedBound()], False),
     "combined_draws": (1, [PairedBound()], True),
     "combined_separable": (1, [clip(view="elbo")], True),
-    "group_coupled_bound": (1, [GroupCoupled("elbo")], False),
+    "group_coupled_bound": (1, [GroupCoupled()], False),
     "denoising": (2, [NegativeAware()], False),
     "matching_canvas": (1, [NegativeAware()], False),
     "two_views": (1, [clip(), PairedBound(), KlConfig(estimator="k2").build()], False),
@@ -142,9 +134,15 @@ CASES: dict[str, tuple[int, list[Objective], bool]] = {
     "pairs": (0, [Pairs()], False),
     "centred": (1, [Centred()], False),
 }
+VIEWS = {
+    "two_weighted_draws": ["elbo"], "combined_draws": ["elbo"], "combined_separable": ["elbo"],
+    "group_coupled_bound": ["elbo"], "denoising": ["denoising"], "matching_canvas": ["denoising"],
+    "two_views": ["steps", "elbo", "steps"], "three_views": ["steps", "elbo", "denoising"],
+}  # fmt: skip
+"""Of each objective; all others read the view steps."""
 
 
-def setting(name: str, **train: object) -> tuple[Learner, Rollout]:
+def setting(name: str, **train: object) -> tuple[SingleUpdates, Rollout]:
     """A learner and a rollout whose weights have moved since it was drawn."""
     index, objectives, combine = CASES[name]
     policy, sampler = toys()[index]
@@ -158,28 +156,34 @@ def setting(name: str, **train: object) -> tuple[Learner, Rollout]:
     reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
     rollout = rollout_of(trajectory, reward, plan.group)
     members = {str(i): (1.0 + 0.5 * i, objective) for i, objective in enumerate(objectives)}
+    views = dict(zip(members, VIEWS.get(name, ["steps"] * len(members)), strict=True))
     learner = learner_for(
-        policy, sampler, members, weight_sets, ADVANTAGE, draws=2, drift_tolerance=1e-9, **train
+        policy,
+        sampler,
+        members,
+        weight_sets,
+        ADVANTAGE,
+        draws=2,
+        views=views,
+        **{"drift_tolerance": 1e-9} | train,
     )
     return learner, replace(rollout, on_policy=False)
 
 
-def update(learner: Learner, rollout: Rollout) -> Tensor:
+def update(learner: SingleUpdates, rollout: Rollout) -> Tensor:
     """What one learn() subtracts from the table."""
-    table = learner._policy.network.table
+    table = learner.learner.context.policy.network.table
     before = table.detach().clone()
     _, problem = learner.learn(rollout, 0, 0)
     assert problem is None
     return before - table.detach()
 
 
-def one_pass(learner: Learner, rollout: Rollout) -> Tensor:
+def one_pass(learner: SingleUpdates, rollout: Rollout) -> Tensor:
     """The same update by a single backward through the graph of the whole batch."""
-    advantage = advantages(ADVANTAGE, rollout.reward, rollout.valid, rollout.group)
     total = torch.zeros((), dtype=torch.float64)
-    for side in learner._sides:
-        ready = learner.prepare(side, rollout, advantage, 0)
-        blank = ready.view.blank(ready.batch)
+    for group, ready in zip(learner.learner.groups, learner.prepare(rollout), strict=True):
+        blank = ready.view.fill_values(ready.batch)
         rows, samples = next(iter(blank.values())).shape
         calls = ready.view.num_evals
         k = torch.arange(calls).repeat_interleave(samples)
@@ -187,8 +191,8 @@ def one_pass(learner: Learner, rollout: Rollout) -> Tensor:
         place = (k.unsqueeze(1) * (rows // calls) + torch.arange(rows // calls), b.unsqueeze(1))
         fresh = ready.view.evaluate(k, b)
         values = {n: matrix.index_put(place, fresh[n]) for n, matrix in blank.items()}
-        total = total + side.loss(ready.view.insert(ready.batch, values))[0]
-    (gradient,) = torch.autograd.grad(total, learner._policy.network.table)
+        total = total + group.loss(ready.view.with_current(ready.batch, values))[0]
+    (gradient,) = torch.autograd.grad(total, learner.learner.context.policy.network.table)
     return gradient
 
 
@@ -206,15 +210,14 @@ def test_separable_objectives_are_separable(name: str) -> None:
     """The chunked sum equals the two-pass rule, with chunks that split samples and groups."""
     chunked, rollout = setting(name, micro_batch_size=3)
     coupled, _ = setting(name, micro_batch_size=3)
-    for side in coupled._sides:
-        for _, _, objective in side.members:
-            objective.separable = False
+    members = [one for group in coupled.learner.groups for _, _, one in group.members]
+    for objective in members:
+        objective.separable = False
     try:
         expected = update(coupled, rollout)
     finally:
-        for side in coupled._sides:
-            for _, _, objective in side.members:
-                objective.separable = True
+        for objective in members:
+            objective.separable = True
     torch.testing.assert_close(update(chunked, rollout), expected, rtol=0, atol=1e-10)
 
 
@@ -226,13 +229,12 @@ def test_a_coupled_loss_that_says_separable_stops_the_run(name: str, on_policy: 
     Under the drawing weights too, where every ratio is 1 and only the gradients tell.
     """
     for rows, right in ((1000, True), (3, False), (1, False)):
-        learner, rollout = setting(name, micro_batch_size=rows)
-        learner._train = learner._train.model_copy(update={"drift_tolerance": 1e6})
+        learner, rollout = setting(name, micro_batch_size=rows, drift_tolerance=1e6)
         if on_policy:
             drawn = toys()[CASES[name][0]][0].network
-            learner._policy.network.load_state_dict(drawn.state_dict())
-        before, said = learner._policy.network.table.detach().clone(), ""
-        ((_, _, objective),) = learner._sides[0].members
+            learner.learner.context.policy.network.load_state_dict(drawn.state_dict())
+        before, said = learner.learner.context.policy.network.table.detach().clone(), ""
+        ((_, _, objective),) = learner.learner.groups[0].members
         objective.separable = True
         try:
             learner.learn(replace(rollout, on_policy=on_policy), 0, 0)
@@ -242,7 +244,7 @@ def test_a_coupled_loss_that_says_separable_stops_the_run(name: str, on_policy: 
             objective.separable = False
         told = re.search(r"chunks add up to (\S+), and that of the whole batch is (\S+);", said)
         assert (told is None) == right, f"{rows} rows in a chunk: {said!r}"
-        assert right or torch.equal(before, learner._policy.network.table)
+        assert right or torch.equal(before, learner.learner.context.policy.network.table)
 
 
 class Numbers:
@@ -256,10 +258,10 @@ class Numbers:
     def evaluate(self, k: Tensor, b: Tensor) -> dict[str, Tensor]:
         return {"log_probs": 2 * self.table[b].unsqueeze(1)}
 
-    def blank(self, batch: Batch) -> dict[str, Tensor]:
+    def fill_values(self, batch: Batch) -> dict[str, Tensor]:
         return {"log_probs": torch.zeros_like(batch.log_probs)}
 
-    def insert(self, batch: Batch, values: dict[str, Tensor]) -> Batch:
+    def with_current(self, batch: Batch, values: dict[str, Tensor]) -> Batch:
         return replace(batch, **values)
 
 
@@ -285,7 +287,9 @@ def test_rounding_is_no_coupling(size: float) -> None:
             view, batch, lambda b, f=loss: (f(b), {}), torch.arange(count), Runtime("cpu"),
             separable=True, micro_batch_size=8,
         )  # fmt: skip
-        loss(together.insert(batch, {"log_probs": 2 * together.table.unsqueeze(0)})).backward()
+        loss(
+            together.with_current(batch, {"log_probs": 2 * together.table.unsqueeze(0)})
+        ).backward()
         torch.testing.assert_close(view.table.grad, together.table.grad)
 
 
@@ -309,7 +313,8 @@ def test_one_leaf_field_alone_would_lose_gradients() -> None:
     learner, rollout = setting("analytic_kl")
     both = update(learner, rollout)
     learner, rollout = setting("analytic_kl")
-    object.__setattr__(learner._sides[0], "members", learner._sides[0].members[:1])
+    (group,) = learner.learner.groups
+    learner.learner.groups = [replace(group, members=group.members[:1])]
     assert (both - update(learner, rollout)).abs().max() > 1e-3
 
 
