@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from genrl_core.errors import CheckpointError
-from genrl_core.run import checkpoint
+from genrl_core.run import checkpoint, saving
 from genrl_core.run.assembly import build_trainer
 from genrl_core.run.checkpoint import latest, load, save
 from genrl_core.run.moments import load_optimizer, optimizer_tensors
@@ -623,14 +623,14 @@ def trainer_of(toy_recipe):
         first = build_trainer(recipe, policy=Layered())
         for parameter in first.weight_sets.trainable.values():
             parameter.grad = torch.ones_like(parameter)
-        first.optimizer.step()
+        first.parts.optimizer.step()
         first.iteration = 2
-        first.save(folder)
+        saving.save(first, recipe, folder)
         snapshot = load(latest(folder)[0])
         groups, state = dict(snapshot.tensors), dict(snapshot.state)
         change(groups["optimizer"], state["optimizer"])
         save(folder, 2, groups, state, keep=2)
-        return build_trainer(recipe, policy=Layered()), load(latest(folder)[0])
+        return build_trainer(recipe, policy=Layered()), recipe, load(latest(folder)[0])
 
     return make
 
@@ -638,11 +638,11 @@ def trainer_of(toy_recipe):
 @pytest.mark.parametrize("change", ODD)
 def test_moments_that_do_not_fit_their_parameters_are_refused(tmp_path, trainer_of, change):
     """The fused AdamW reads as many numbers as the parameter has, whatever the moment holds."""
-    trainer, snapshot = trainer_of(tmp_path, change)
+    trainer, recipe, snapshot = trainer_of(tmp_path, change)
     before = {name: p.detach().clone() for name, p in trainer.weight_sets.trainable.items()}
     said = None
     try:
-        trainer.restore(snapshot)
+        saving.restore(trainer, recipe, snapshot)
     except Exception as error:  # noqa: BLE001  # whatever it is, it is to be of one kind
         said = error
     assert type(said) is CheckpointError, repr(said)
@@ -652,8 +652,8 @@ def test_moments_that_do_not_fit_their_parameters_are_refused(tmp_path, trainer_
 
 
 def test_moments_that_fit_are_taken(tmp_path, trainer_of):
-    trainer, snapshot = trainer_of(tmp_path, lambda held, packed: None)
-    trainer.restore(snapshot)
+    trainer, recipe, snapshot = trainer_of(tmp_path, lambda held, packed: None)
+    saving.restore(trainer, recipe, snapshot)
     assert trainer.iteration == 2
 
 

@@ -53,7 +53,7 @@ def normalised(rows: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarr
 def seen_by(trainer: Trainer) -> list[Batch]:
     """The batches that the one objective is going to see."""
     seen: list[Batch] = []
-    ((_, _, objective),) = trainer._sides[0].members
+    ((_, _, objective),) = trainer.parts.objectives[0].members
     loss = objective.loss
 
     def watch(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -17,6 +17,7 @@ from genrl_core.recipe.recipe import Recipe
 from genrl_core.run import checkpoint
 from genrl_core.run.assembly import build_trainer
 from genrl_core.run.runner import run
+from genrl_core.run.saving import save
 from genrl_core.testing.enumerable import ToyReward
 
 Make = Callable[..., Recipe]
@@ -36,9 +37,9 @@ class Sometimes(ToyReward):
         return values if self.on else [self.dull] * len(values)  # type: ignore[list-item]
 
 
-def everything(trainer: Trainer, folder: Path) -> dict[str, Any]:
+def everything(trainer: Trainer, recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What a checkpoint holds, but for the counters of iterations."""
-    trainer.save(folder)
+    save(trainer, recipe, folder)
     newest, _ = checkpoint.latest(folder)
     assert newest is not None
     snapshot = checkpoint.load(newest)
@@ -75,18 +76,19 @@ def test_an_iteration_without_a_gradient_moves_nothing(
     dull, more, why = KINDS[kind]
     reward = Sometimes()
     reward.dull = dull
-    trainer = build_trainer(toy_recipe("toy_canvas", *MOVING, *more), rewards={"mine": reward})
+    recipe = toy_recipe("toy_canvas", *MOVING, *more)
+    trainer = build_trainer(recipe, rewards={"mine": reward})
     trainer.step()
-    before = everything(trainer, tmp_path / "before")
+    before = everything(trainer, recipe, tmp_path / "before")
     reward.on = False
     record = trainer.step()
-    assert same(before, everything(trainer, tmp_path / "after"))
+    assert same(before, everything(trainer, recipe, tmp_path / "after"))
     assert record.metrics.get("empty") == 1
     assert record.metrics["skipped"] == 1 and record.problem is None
     assert why in str(getattr(record, "empty", None))
     reward.on = True
     again = trainer.step()
-    assert not same(before, everything(trainer, tmp_path / "later"))
+    assert not same(before, everything(trainer, recipe, tmp_path / "later"))
     assert (again.metrics["skipped"], again.metrics["empty"]) == (0, 0)
 
 

@@ -58,9 +58,8 @@ def exact_gradient(policy: Policy, sampler: Sampler) -> Tensor:
         calls, count = trajectory.terms.num_evals, len(trajectory)
         k, b = (g.flatten() for g in torch.meshgrid(
             torch.arange(calls), torch.arange(count), indexing="ij"))  # fmt: skip
-        scored = sampler.score(policy, trajectory, k, b, frozenset({"log_probs"}), {}).log_probs
-        assert scored is not None
-        probability = scored.sum(1).unflatten(0, (calls, count)).sum(0).exp()
+        densities, action = sampler.densities(policy, trajectory, k, b)
+        probability = densities.log_prob(action).sum(1).unflatten(0, (calls, count)).sum(0).exp()
         texts = policy.decode(trajectory.final)
         expected = (probability * torch.tensor(ToyReward()(texts, []), dtype=torch.float64)).sum()
     return torch.autograd.grad(expected, parameter)[0]
@@ -137,7 +136,6 @@ def test_unbiased_kl_has_the_gradient_of_the_closed_form(toy: Toy) -> None:
     found = {}
     for estimator in ("unbiased", "analytic", "k3"):
         objective = KlConfig.model_validate({"estimator": estimator, "reduce": "sum"}).build()
-        objective.view = "steps"
         found[estimator] = expected_update(
             policy,
             sampler,
@@ -157,7 +155,6 @@ def test_analytic_kl_of_the_sequence_toy_by_hand() -> None:
     assert isinstance(policy, ToySequence)
     weight_sets = shifted_reference(policy)
     objective = KlConfig(estimator="analytic", reduce="sum").build()
-    objective.view = "steps"
     found = expected_update(
         policy, sampler, {"kl": (1.0, objective)}, advantage=NO_BASELINE, weight_sets=weight_sets
     )["table"]
@@ -177,7 +174,7 @@ def test_sft_is_the_likelihood_gradient() -> None:
     objective = SftConfig().build()
     trajectory, chance = every_trajectory(policy)
     found = expected_update(
-        policy, sampler, {"sft": (1.0, objective)}, advantage=NO_BASELINE,
+        policy, sampler, {"sft": (1.0, objective)}, advantage=NO_BASELINE, views="elbo",
         drawn=(trajectory, torch.full_like(chance, 1 / 9)),
     )["table"]  # fmt: skip
     log_p = policy.network.table.log_softmax(-1)
@@ -199,7 +196,9 @@ def test_the_bound_view_is_weighted_by_probability() -> None:
     """Where the bound is the likelihood, REINFORCE on it is the gradient of the expected reward."""
     policy, sampler = toys()[0]
     objective = ReinforceConfig(view="elbo").build()
-    found = expected_update(policy, sampler, {"it": (1.0, objective)}, advantage=NO_BASELINE)
+    found = expected_update(
+        policy, sampler, {"it": (1.0, objective)}, advantage=NO_BASELINE, views="elbo"
+    )
     exact = exact_gradient(policy, sampler)
     torch.testing.assert_close(found["table"], -exact, rtol=0, atol=1e-10)
 
@@ -216,8 +215,7 @@ def test_the_matching_view_is_weighted_by_probability() -> None:
         drawn = (trajectory, torch.tensor(chance, dtype=torch.float64))
         return expected_update(
             policy, sampler, {"it": (1.0, objective)}, advantage=NO_BASELINE,
-            weight_sets=weight_sets,
-            drawn=drawn,
+            weight_sets=weight_sets, drawn=drawn, views="denoising",
         )["table"]  # fmt: skip
 
     chance = [0.4, 0.3, 0.2, 0.1]

@@ -1,16 +1,17 @@
 """Which way round the divergences are: KL(current || reference), KL(old || current)."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch import Tensor
 
 from genrl_core.interfaces.policy import Policy
-from genrl_core.interfaces.records import KL_FIELDS, Trajectory
+from genrl_core.interfaces.records import Trajectory
 from genrl_core.interfaces.sampler import Sampler
+from genrl_core.loop.views import StepsView
 from genrl_core.loop.weights import WeightSets
 from genrl_core.testing import ToyCanvas, ToySequence, every_trajectory, toys
+
+FIELDS = {"reference": "kl_reference", "lagging": "kl_behavior"}
 
 
 def scored(
@@ -20,9 +21,9 @@ def scored(
     calls, count = trajectory.terms.num_evals, len(trajectory)
     k = torch.arange(calls).repeat_interleave(count)
     b = torch.arange(count).repeat(calls)
-    name, others = KL_FIELDS[slot], {slot: partial(weight_sets.using, slot)}
-    found = sampler.score(policy, trajectory, k, b, frozenset({name}), others).named()
-    return found[name]
+    want, per_eval = frozenset({"log_probs", FIELDS[slot]}), len(trajectory.terms.mask) // calls
+    view = StepsView(policy, sampler, trajectory, weight_sets, want, calls, per_eval)
+    return view.evaluate(k, b)[FIELDS[slot]]
 
 
 def setting(index: int, slot: str) -> tuple[Policy, Sampler, Trajectory, WeightSets, Tensor]:

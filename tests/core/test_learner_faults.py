@@ -13,14 +13,20 @@ from torch import Tensor
 from genrl_core.interfaces.media import Media, Prompt
 from genrl_core.interfaces.objective import Objective
 from genrl_core.interfaces.reward import Reward
-from genrl_core.loop import preparation
 from genrl_core.loop.generate import generate
-from genrl_core.loop.plan import permutation, plan_of, training_plan
+from genrl_core.loop.plan import permutation, plan_of
 from genrl_core.loop.rollout import Rollout
-from genrl_core.loop.update import Learner
+from genrl_core.loop.views import steps as steps_view
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run.assembly import build_trainer, train
-from genrl_core.testing import ToyCanvas, ToyCanvasSampler, ToyReward, learner_for, rollout_of
+from genrl_core.testing import (
+    SingleUpdates,
+    ToyCanvas,
+    ToyCanvasSampler,
+    ToyReward,
+    learner_for,
+    rollout_of,
+)
 from genrl_objectives import GrpoConfig
 
 Make = Callable[..., Recipe]
@@ -31,7 +37,7 @@ def clip() -> dict[str, tuple[float, Objective]]:
     return {"grpo": (1.0, GrpoConfig(epsilon=0.1).build())}
 
 
-def setting(rate: float = 1.0, **train: Any) -> tuple[Learner, Rollout, Tensor]:
+def setting(rate: float = 1.0, **train: Any) -> tuple[SingleUpdates, Rollout, Tensor]:
     """A learner by plain gradient descent, a rollout of three groups of four, and the weights."""
     policy, sampler = ToyCanvas(), ToyCanvasSampler()
     plan = plan_of(3, 0, 0, PROMPTS, 4)
@@ -45,7 +51,7 @@ def setting(rate: float = 1.0, **train: Any) -> tuple[Learner, Rollout, Tensor]:
     )
 
 
-def moved(learner: Learner, rollout: Rollout, table: Tensor) -> Tensor:
+def moved(learner: SingleUpdates, rollout: Rollout, table: Tensor) -> Tensor:
     """What one ``learn`` subtracts from the weights."""
     before = table.clone()
     _, problem = learner.learn(rollout, 0, 0)
@@ -63,7 +69,7 @@ def test_importance_weights_make_up_for_the_calls_left_out(monkeypatch: pytest.M
             chosen = torch.arange(calls).unsqueeze(1).expand(calls, len(streams)) == call
             return chosen, torch.full(chosen.shape, float(calls))
 
-        monkeypatch.setattr(preparation, "choose_calls", one)
+        monkeypatch.setattr(steps_view, "choose_calls", one)
         steps = {"choose": "random", "count": 1, "importance": True}
         parts.append(moved(*setting(steps=steps)))
     assert everything.norm() > 0.1
@@ -125,7 +131,7 @@ def test_no_gradient_is_left_over_for_the_next_step() -> None:
     table.copy_(before)
     torch.testing.assert_close(moved(learner, rollout, table), first, rtol=0, atol=0)
     table.copy_(before)
-    (parameter,) = learner._policy.network.parameters()
+    (parameter,) = learner.learner.context.policy.network.parameters()
     parameter.grad = torch.ones_like(parameter)  # of an injected policy that was trained before
     torch.testing.assert_close(moved(learner, rollout, table), first, rtol=0, atol=0)
 
@@ -141,7 +147,7 @@ def test_scores_that_are_no_numbers_are_no_drift_of_zero() -> None:
 def test_the_largest_of_an_iteration_is_no_number_where_one_step_has_none() -> None:
     """The first step ends in weights that are no numbers, and so are the ratios after it."""
     learner, rollout, table = setting(num_minibatches=3)
-    learner._optimizer.register_step_post_hook(lambda *_: table.fill_(math.nan))
+    learner.learner.optimizer.register_step_post_hook(lambda *_: table.fill_(math.nan))
     metrics, problem = learner.learn(rollout, 0, 0)
     assert problem is not None and metrics["drift"] < 1e-12
     assert math.isnan(metrics["ratio_max"])
@@ -173,9 +179,7 @@ def test_numbers_stay_with_their_samples(toy_recipe: Make, tmp_path: Path) -> No
     )  # fmt: skip
     reward = Telling()
     trainer = build_trainer(recipe, rewards={"mine": reward})
-    rollout = trainer._collector.collect(
-        lambda attempt, groups: training_plan(0, 0, attempt, trainer.prompts, groups, 4), 5
-    )
+    rollout = trainer.rollouts.collect(0)
     assert rollout.metrics["attempts"] > 1 and rollout.metrics["groups_rejected"] >= 2
     trajectory, prompts = rollout.trajectory, rollout.prompts
     assert rollout.reward.tolist() == reward(rollout.media, prompts)
@@ -188,10 +192,7 @@ def test_numbers_stay_with_their_samples(toy_recipe: Make, tmp_path: Path) -> No
     k, b = (
         grid.flatten() for grid in torch.meshgrid(torch.arange(2), torch.arange(20), indexing="ij")
     )
-    scored = trainer.parts.sampler.score(
-        trainer.parts.policy, trajectory, k, b, frozenset({"log_probs"}), {}
-    )
-    assert scored.log_probs is not None
-    found = scored.log_probs.detach().view(2, 20)
+    densities, action = trainer.parts.sampler.densities(trainer.parts.policy, trajectory, k, b)
+    found = densities.log_prob(action).detach().view(2, 20)
     torch.testing.assert_close(found, rollout.terms.log_probs, rtol=0, atol=1e-12)
     assert len(set(rollout.media.texts)) == 20, "a new attempt repeats the draws of an earlier one"

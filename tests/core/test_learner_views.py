@@ -12,18 +12,18 @@ from genrl_core.errors import GenRLError
 from genrl_core.interfaces.batch import Batch
 from genrl_core.interfaces.configs import ObjectiveConfig
 from genrl_core.interfaces.media import Prompt
-from genrl_core.interfaces.objective import Objective, View
-from genrl_core.interfaces.records import Scored, Tensors, Terms, split_evals
+from genrl_core.interfaces.objective import Objective, ViewName
+from genrl_core.interfaces.records import Tensors, Terms, split_evals
 from genrl_core.interfaces.streams import Streams
 from genrl_core.loop.distributed import Runtime
 from genrl_core.loop.generate import generate
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.rollout import Rollout
-from genrl_core.loop.update import Learner
 from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run.assembly import build_trainer
 from genrl_core.testing import (
+    SingleUpdates,
     ToyCanvas,
     ToyCanvasSampler,
     ToyReward,
@@ -42,18 +42,18 @@ PROMPTS = tuple(Prompt(str(i), "toy") for i in range(5))
 class Telling(Objective):
     """The sum of log-densities, and a metric that tells the view."""
 
-    def __init__(self, view: View, *needs: str):
-        self.view, self.needs = view, frozenset(needs)
+    def __init__(self, *needs: str):
+        self.needs = frozenset(needs)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        told = {"steps": 1.0, "elbo": 2.0}.get(str(self.view), 3.0)
+        told = {"steps": 1.0, "elbo": 2.0}.get(batch.view, 3.0)
         entries = batch.errors[0] if batch.errors else batch.log_probs
         return batch.reduce(-entries), {"told": torch.full_like(entries, told)}
 
 
 def setting(
     members: Mapping[str, Objective], groups: int = 3, **train: Any
-) -> tuple[Learner, Rollout]:
+) -> tuple[SingleUpdates, Rollout]:
     policy, sampler = ToyCanvas(), ToyCanvasSampler()
     weight_sets = WeightSets(policy)
     weight_sets.snapshot("reference")
@@ -66,7 +66,8 @@ def setting(
 
 
 def test_a_metric_of_one_view_does_not_hide_that_of_another() -> None:
-    learner, rollout = setting({"first": Telling("steps"), "second": Telling("elbo")})
+    views = {"first": "steps", "second": "elbo"}
+    learner, rollout = setting({label: Telling() for label in views}, views=views)
     metrics, _ = learner.learn(rollout, 0, 0)
     assert (metrics["told"], metrics.get("second/told")) == (1.0, 2.0)
 
@@ -82,29 +83,29 @@ def test_a_minibatch_without_a_reward_has_no_entropy_to_report() -> None:
 
 
 @pytest.mark.parametrize(("groups", "asked"), [(5, 4), (5, 2), (4, 4), (5, 3)])
-def test_there_are_as_many_optimizer_steps_as_minibatches(
-    groups: int, asked: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_there_are_as_many_optimizer_steps_as_minibatches(groups: int, asked: int) -> None:
     """All groups stand in one minibatch each; the schedule counts on the number of them."""
-    members = {"grpo": GrpoConfig(epsilon=0.1).build()}
-    learner, rollout = setting(members, groups, num_minibatches=asked)
+    objective = GrpoConfig(epsilon=0.1).build()
+    learner, rollout = setting({"grpo": objective}, groups, num_minibatches=asked)
     seen: list[Tensor] = []
-    step = Learner._step
+    taken: list[int] = []
+    loss = objective.loss
 
-    def counted(self: Learner, prepared: Any, rollout: Rollout, inside: Tensor, fresh: bool) -> Any:
-        seen.append(inside)
-        return step(self, prepared, rollout, inside, fresh)
+    def watch(batch: Batch) -> Any:  # all rows are in one chunk, so once for each step
+        seen.append(batch.valid)
+        return loss(batch)
 
-    monkeypatch.setattr(Learner, "_step", counted)
+    objective.loss = watch  # type: ignore[method-assign]
+    learner.learner.optimizer.register_step_post_hook(lambda *_: taken.append(1))
     learner.learn(rollout, 0, 0)
-    assert len(seen) == asked
+    assert len(seen) == len(taken) == asked
     assert (torch.stack(seen).sum(0) == 1).all()
 
 
 def test_no_gradient_is_kept_while_the_next_samples_are_drawn() -> None:
     learner, rollout = setting({"grpo": GrpoConfig(epsilon=0.1).build()})
     learner.learn(rollout, 0, 0)
-    assert all(p.grad is None for p in learner._policy.network.parameters())
+    assert all(p.grad is None for p in learner.learner.context.policy.network.parameters())
 
 
 @pytest.mark.parametrize(
@@ -116,11 +117,11 @@ def test_no_gradient_is_kept_while_the_next_samples_are_drawn() -> None:
         ("steps", "refernce"),
     ],
 )
-def test_a_field_that_the_view_does_not_give_is_refused(view: View, name: str) -> None:
-    objective = Telling(view, name)
+def test_a_field_that_the_view_does_not_give_is_refused(view: ViewName, name: str) -> None:
+    objective = Telling(name)
     objective.mixtures = ({"current": 1.0},) if view == "denoising" else ()
     with pytest.raises(GenRLError, match=f"objective it needs {name}, .* view {view} "):
-        setting({"it": objective})
+        setting({"it": objective}, views=view)
 
 
 def test_a_trust_region_is_around_the_weights_that_draw(toy_recipe: Make) -> None:
@@ -184,8 +185,8 @@ class Tokenwise(ToySequence):
     ) -> Tensors:
         return {"events": torch.ones(draws, len(streams), 2, dtype=torch.int64)}
 
-    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Scored:
-        return Scored(log_probs=self.log_probs(final["tokens"])[0])
+    def elbo(self, final: Tensors, cond: Tensors, corruption: Tensors) -> Tensor:
+        return self.log_probs(final["tokens"])[0]
 
 
 class Beside(Runtime):
@@ -206,12 +207,9 @@ def test_terms_of_other_ranks_bounds_change_nothing_here(name: str, combine: boo
         plan = plan_of(3, 0, 0, PROMPTS, 4)
         trajectory, media = generate(policy, sampler, plan, 99)
         reward = torch.tensor(ToyReward()(media, []), dtype=torch.float64)
-        objective = COUPLED[name]().build()
-        objective.view = "elbo"
-        learner = learner_for(
-            policy, sampler, {name: (1.0, objective)}, draws=2, micro_batch_size=7
-        )
-        learner._prepare = replace(learner._prepare, runtime=runtime)
+        members = {name: (1.0, COUPLED[name]().build())}
+        learner = learner_for(policy, sampler, members, draws=2, micro_batch_size=7, views="elbo")
+        learner.learner.context = replace(learner.learner.context, runtime=runtime)
         before = policy.network.table.detach().clone()
         _, problem = learner.learn(rollout_of(trajectory, reward, plan.group), 0, 0)
         assert problem is None

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from genrl_core.errors import RewardError
 from genrl_core.interfaces.media import Media, Prompt
+from genrl_core.interfaces.records import Tensors
 from genrl_core.interfaces.reward import Reward
-from genrl_core.loop import evaluate as evaluation
 from genrl_core.loop.distributed import Runtime
-from genrl_core.loop.evaluate import evaluate
+from genrl_core.loop.evaluate import Evaluator
 from genrl_core.loop.generate import score_rewards
 from genrl_core.loop.views.reward import reward_gradient
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run.assembly import train
+from genrl_core.testing import ToyCanvas, ToyCanvasSampler
 
 
 class Odd(Reward):
@@ -90,18 +91,26 @@ def test_what_is_no_list_of_numbers_is_refused(
         )
 
 
+class Drawn(ToyCanvas):
+    """Whatever is drawn, it makes the same media of it."""
+
+    def __init__(self, media: Media):
+        super().__init__()
+        self._media = media
+
+    def decode(self, final: Tensors) -> Media:
+        return self._media
+
+
 def measured(
     measures: dict[str, Reward], media: Media, prompts: tuple[Prompt, ...]
 ) -> dict[str, float]:
-    """An evaluation whose samples are already drawn."""
-    evaluation.draw, drawn = lambda *_: (None, media), evaluation.draw
-    try:
-        return evaluate(
-            None, None, prompts, seed=0, num_generations=1, rollout_batch_size=12,
-            measures=measures, rewards={}, runtime=Runtime("cpu"),
-        ).metrics  # fmt: skip
-    finally:
-        evaluation.draw = drawn
+    """An evaluation whose samples are given."""
+    evaluate = Evaluator(
+        sampler=lambda **_: ToyCanvasSampler(), prompts=prompts, metrics=measures, rewards={},
+        seed=0, num_generations=1, rollout_batch_size=12, runtime=Runtime("cpu"),
+    )  # fmt: skip
+    return evaluate(Drawn(media)).metrics
 
 
 @pytest.mark.parametrize("make", [

@@ -168,7 +168,7 @@ def test_an_entry_module_that_imports_torch_is_isolated(tmp_path: Path) -> None:
 
 def test_what_rewards_and_objectives_need_loads_no_torch() -> None:
     code = (
-        "import sys; from genrl_core import Batch, Media, Objective, Prompt, Reward, View;"
+        "import sys; from genrl_core import Batch, Media, Metric, Objective, Prompt, Reward;"
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,6 +16,7 @@ from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run import checkpoint
 from genrl_core.run.assembly import build_trainer
+from genrl_core.run.saving import restore, save
 from genrl_core.testing.enumerable import ToyCanvas, ToyCanvasSampler, _CanvasStep
 
 Make = Callable[..., Recipe]
@@ -219,13 +220,13 @@ def test_a_resumed_run_is_the_same_and_saved_in_float32(
     for _ in range(3):
         straight.step()
     first.step()
-    first.save(tmp_path)
+    save(first, recipe, tmp_path)
     newest, _ = checkpoint.latest(tmp_path)
     assert newest is not None
     for group in ("policy", "slot_ema"):
         saved = load_file(newest / f"{group}.safetensors")
         assert {saved[name].dtype for name in first.weight_sets.trainable} == {torch.float32}
-    second.restore(checkpoint.load(newest))
+    restore(second, recipe, checkpoint.load(newest))
     for _ in range(2):
         second.step()
     for name in ("current", "ema"):

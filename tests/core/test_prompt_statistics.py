@@ -14,6 +14,7 @@ from genrl_core.loop.settings import AdvantageConfig
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run import checkpoint
 from genrl_core.run.assembly import build_trainer
+from genrl_core.run.saving import restore, save
 
 Make = Callable[..., Recipe]
 
@@ -69,7 +70,7 @@ def test_baseline_and_scale_are_chosen_apart() -> None:
         config = RUNNING.model_copy(update={"baseline": baseline, "scale": scale, "min_count": 2})
         running = PromptStatistics(config).update(reward, valid, group, prompts)
         mean = running.mean if baseline == "prompt_mean" else reward[valid].mean()
-        spread = running.spread if scale == "prompt_std" else reward[valid].std()
+        spread = running.std if scale == "prompt_std" else reward[valid].std()
         exact = torch.where(valid, (kept - mean) / (spread + 1e-6), torch.zeros_like(kept))
         torch.testing.assert_close(advantages(config, kept, valid, group, running), exact)
 
@@ -97,7 +98,7 @@ def test_equal_rewards_of_all_time_give_exactly_zero(
     for _ in range(3):
         running = statistics.update(reward, valid, group, ["a", "b"])
         assert advantages(config, reward, valid, group, running).tolist() == [0] * 14
-    assert running.spread.tolist() == [0] * 14
+    assert running.std.tolist() == [0] * 14
 
 
 def test_statistics_reach_beyond_the_iteration() -> None:
@@ -124,10 +125,10 @@ def test_resume_is_bit_identical(toy_recipe: Make, tmp_path: Path, stop: int) ->
     wanted = [straight.step().metrics for _ in range(8)]
     for _ in range(stop):
         first.step()
-    first.save(tmp_path)
+    save(first, recipe, tmp_path)
     newest, _ = checkpoint.latest(tmp_path)
     assert newest is not None
-    second.restore(checkpoint.load(newest))
+    restore(second, recipe, checkpoint.load(newest))
     for expected in wanted[stop:]:
         found = second.step().metrics
         timeless = {k: v for k, v in expected.items() if not k.startswith("seconds")}

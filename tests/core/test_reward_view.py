@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from genrl_core.loop.preparation import sides_of
 from torch import Tensor
 
 from genrl_core.errors import GenRLError, RecipeError, RewardError
@@ -18,14 +17,21 @@ from genrl_core.interfaces.reward import Reward
 from genrl_core.interfaces.sampler import Sampler
 from genrl_core.interfaces.streams import Streams
 from genrl_core.loop.generate import generate
+from genrl_core.loop.objectives import group_objectives
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.rollout import Rollout
-from genrl_core.loop.update import Learner
 from genrl_core.loop.views.reward import END, backprop_steps, reward_gradient
 from genrl_core.recipe.check import find_problems, resolve_views
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run.assembly import build_trainer
-from genrl_core.testing import ToyGaussian, ToyGaussianSampler, ToyReward, learner_for, rollout_of
+from genrl_core.testing import (
+    SingleUpdates,
+    ToyGaussian,
+    ToyGaussianSampler,
+    ToyReward,
+    learner_for,
+    rollout_of,
+)
 from genrl_core.testing.enumerable import DEVIATION, STEPS
 from genrl_objectives import GrpoConfig, KlConfig, RewardGradientConfig
 
@@ -40,7 +46,6 @@ def objective(**fields: object) -> Objective:
 class Coupled(Objective):
     """A group's log-mean-exp of rewards: couples samples."""
 
-    view = "reward"
     backprop = SamplerBackprop(steps=STEPS)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -95,9 +100,13 @@ def rollout_from(policy: Policy, sampler: Sampler, plan: Plan) -> Rollout:
     return replace(rollout_of(trajectory, reward, plan.group), parts=(plan,))
 
 
-def update(learner: Learner, rollout: Rollout) -> Tensor:
+def policy_of(learner: SingleUpdates) -> Policy:
+    return learner.learner.context.policy
+
+
+def update(learner: SingleUpdates, rollout: Rollout) -> Tensor:
     """What one learn() subtracts from the table, at a learning rate of 1."""
-    table = learner._policy.network.table
+    table = policy_of(learner).network.table
     before = table.detach().clone()
     _, problem = learner.learn(rollout, 0, 0)
     assert problem is None
@@ -113,7 +122,12 @@ def expected(policy: ToyGaussian, **fields: object) -> Tensor:
     sampler = ToyGaussianSampler()
     chance = probability * len(probability)
     learner = learner_for(
-        policy, sampler, {"it": (1.0, objective(**fields))}, chance=chance, drift_tolerance=1e-12
+        policy,
+        sampler,
+        {"it": (1.0, objective(**fields))},
+        chance=chance,
+        drift_tolerance=1e-12,
+        views="reward",
     )
     return update(learner, rollout_from(policy, sampler, plan))
 
@@ -163,7 +177,11 @@ def test_a_preview_is_judged_where_the_sample_stops(steps: int) -> None:
     torch.testing.assert_close(found, second, rtol=0, atol=1e-10)
 
 
-def setting(replays: Sequence[Objective], **train: object) -> tuple[Learner, Rollout]:
+Viewed = tuple[str, Objective]
+"""An objective and its view."""
+
+
+def setting(members: Sequence[Viewed], **train: object) -> tuple[SingleUpdates, Rollout]:
     """A learner and a rollout of two plans, side by side, whose weights have moved since."""
     policy, sampler = ToyGaussian(), ToyGaussianSampler()
     plans = [plan_of(3, i, 0, PROMPTS, 4).select(torch.arange(12 - 5 * i)) for i in range(2)]
@@ -177,33 +195,38 @@ def setting(replays: Sequence[Objective], **train: object) -> tuple[Learner, Rol
     )  # fmt: skip
     with torch.no_grad():
         policy.network.table.mul_(1.3).add_(0.2 * policy.network.table.cos())
-    members = {str(i): (1.0 + 0.5 * i, each) for i, each in enumerate(replays)}
-    return learner_for(policy, sampler, members, drift_tolerance=1e-12, **train), rollout
+    weighted = {str(i): (1.0 + 0.5 * i, each) for i, (_, each) in enumerate(members)}
+    views = {str(i): view for i, (view, _) in enumerate(members)}
+    learner = learner_for(policy, sampler, weighted, drift_tolerance=1e-12, views=views, **train)
+    return learner, rollout
 
 
-CASES: dict[str, list[Objective]] = {
-    "last": [objective()],
-    "all": [objective(steps=2)],
-    "random_steps": [objective(steps=2, random_steps=True)],
-    "preview": [objective(stop="random", stop_range=[0, 2])],
-    "margin": [objective(steps=2, margin=0.4)],
-    "coupled": [Coupled()],
-    "two_replays": [objective(), objective(steps=2, margin=0.4), Coupled()],
-    "with_grpo": [objective(steps=2), GrpoConfig(epsilon=0.1).build()],
+def backprop_steps(**fields: object) -> Viewed:
+    return "reward", objective(**fields)
+
+
+CASES: dict[str, list[Viewed]] = {
+    "last": [backprop_steps()],
+    "all": [backprop_steps(steps=2)],
+    "random_steps": [backprop_steps(steps=2, random_steps=True)],
+    "preview": [backprop_steps(stop="random", stop_range=[0, 2])],
+    "margin": [backprop_steps(steps=2, margin=0.4)],
+    "coupled": [("reward", Coupled())],
+    "two_replays": [backprop_steps(), backprop_steps(steps=2, margin=0.4), ("reward", Coupled())],
+    "with_grpo": [backprop_steps(steps=2), ("steps", GrpoConfig(epsilon=0.1).build())],
 }
 
 
-def one_pass(learner: Learner, rollout: Rollout) -> Tensor:
+def one_pass(learner: SingleUpdates, rollout: Rollout) -> Tensor:
     """The same update by a single backward through the graph of the whole batch."""
     total = torch.zeros((), dtype=torch.float64)
-    for side in learner._sides:
-        ready = learner.prepare(side, rollout, learner._advantages(rollout), 0)
+    for group, ready in zip(learner.learner.groups, learner.prepare(rollout), strict=True):
         samples, calls = len(rollout.reward), ready.view.num_evals
         k, b = torch.arange(calls).repeat_interleave(samples), torch.arange(samples).repeat(calls)
         fresh = ready.view.evaluate(k, b)
         values = {name: each.view(calls, samples) for name, each in fresh.items()}
-        total = total + side.loss(ready.view.insert(ready.batch, values))[0]
-    (gradient,) = torch.autograd.grad(total, learner._policy.network.table)
+        total = total + group.loss(ready.view.with_current(ready.batch, values))[0]
+    (gradient,) = torch.autograd.grad(total, policy_of(learner).network.table)
     return gradient
 
 
@@ -218,12 +241,12 @@ def test_two_passes_equal_one_whatever_the_chunks(name: str, rows: int) -> None:
 
 def test_random_steps_are_the_mean_over_the_samples_own() -> None:
     """The first step's slope comes from the samples that drew K = 2 alone."""
-    learner, rollout = setting([objective(steps=2, random_steps=True)])
+    learner, rollout = setting([backprop_steps(steps=2, random_steps=True)])
     steps, stop = backprop_steps(SamplerBackprop(2, random_steps=True), rollout.streams("replay/0"))
     assert set(steps.tolist()) == {1, 2}
     assert set(stop.tolist()) == {END}
     policy, sampler = ToyGaussian(), ToyGaussianSampler()
-    policy.network.load_state_dict(learner._policy.network.state_dict())
+    policy.network.load_state_dict(policy_of(learner).network.state_dict())
     final = torch.cat([generate(policy, sampler, plan, 99)[0].final["x"] for plan in rollout.parts])
     b1 = float(policy.network.table.detach()[1, 1])
     exact = -((1 - 0.6 * final[:, 0]) * (steps == 2)).mean() * b1
@@ -232,9 +255,9 @@ def test_random_steps_are_the_mean_over_the_samples_own() -> None:
 
 def test_update_is_the_difference_quotient_of_what_is_drawn() -> None:
     """Nothing of the view on this side: rewards of rollouts under weights moved by hand."""
-    learner, rollout = setting([objective(steps=2)])
+    learner, rollout = setting([backprop_steps(steps=2)])
     policy = ToyGaussian()
-    start = learner._policy.network.table.detach().clone()
+    start = policy_of(learner).network.table.detach().clone()
 
     def mean_reward(table: Tensor) -> float:
         with torch.no_grad():
@@ -275,16 +298,16 @@ class Double(ToyReward):
 
 
 def test_rewards_are_weighted_and_left_out_where_they_do_not_apply() -> None:
-    learner, rollout = setting([objective(steps=2)])
+    learner, rollout = setting([backprop_steps(steps=2)])
     absent = torch.zeros_like(rollout.reward)
     absent[4:9] = torch.nan
     other = Double()
     given = {"toy": (0.5, ToyReward()), "other": (3.0, other)}
-    learner._prepare = replace(learner._prepare, rewards=given)
+    learner.learner.context = replace(learner.learner.context, rewards=given)
     rollout = replace(rollout, rewards={"toy": (0.5, rollout.reward), "other": (3.0, absent)})
     found = update(learner, rollout)
     assert other.asked == len(absent) - 5
-    policy, sampler = learner._policy, ToyGaussianSampler()
+    policy, sampler = policy_of(learner), ToyGaussianSampler()
     final = []
     for plan in rollout.parts:
         cond = {"length": torch.zeros(len(plan), dtype=torch.int64)}
@@ -296,11 +319,11 @@ def test_rewards_are_weighted_and_left_out_where_they_do_not_apply() -> None:
 
 
 def test_samples_that_are_filtered_out_move_nothing() -> None:
-    learner, rollout = setting([objective(steps=2)])
+    learner, rollout = setting([backprop_steps(steps=2)])
     valid = rollout.group < 2
     found = update(learner, replace(rollout, valid=valid))
     kept = rollout.parts[0].select(valid[:12].nonzero().flatten())
-    alone, _ = setting([objective(steps=2)])
+    alone, _ = setting([backprop_steps(steps=2)])
     part = replace(
         rollout_of(rollout.trajectory.select(valid.nonzero().flatten()), rollout.reward[valid],
                    kept.group), parts=(kept,), on_policy=False)  # fmt: skip
@@ -310,33 +333,34 @@ def test_samples_that_are_filtered_out_move_nothing() -> None:
 def test_objectives_of_two_views_add_up() -> None:
     """With GRPO and the KL to the reference in one recipe: the sum of their own updates."""
     kl = KlConfig(estimator="k2").build()
-    kl.view = "steps"
-    parts = [objective(steps=2), GrpoConfig(epsilon=0.1).build(), kl]
+    parts = [backprop_steps(steps=2), ("steps", GrpoConfig(epsilon=0.1).build()), ("steps", kl)]
     found = []
     for members in (parts, *([each] for each in parts)):
         learner, rollout = setting(members)
-        learner._weight_sets.snapshot("reference")
-        with learner._weight_sets.using("reference"), torch.no_grad():
-            learner._policy.network.table.add_(0.1)
+        weight_sets = learner.learner.context.weight_sets
+        weight_sets.snapshot("reference")
+        with weight_sets.using("reference"), torch.no_grad():
+            policy_of(learner).network.table.add_(0.1)
         found.append(update(learner, rollout))
-    assert [side.view for side in setting(parts)[0]._sides] == ["reward", "steps"]
+    groups = setting(parts)[0].learner.groups
+    assert [group.view.name for group in groups] == ["reward", "steps"]
     expected_sum = found[1] + 1.5 * found[2] + 2.0 * found[3]
     torch.testing.assert_close(found[0], expected_sum, rtol=0, atol=1e-10)
     assert all(each.abs().max() > 1e-3 for each in found)
 
 
-def test_what_replays_alike_shares_a_side() -> None:
+def test_what_is_drawn_again_alike_shares_a_group() -> None:
     members = [objective(), objective(margin=1.0), objective(steps=2)]
-    sides = sides_of(("reward", str(i), 1.0, each) for i, each in enumerate(members))
-    assert [[label for label, _, _ in side.members] for side in sides] == [["0", "1"], ["2"]]
+    groups = group_objectives(("reward", str(i), 1.0, each) for i, each in enumerate(members))
+    assert [[label for label, _, _ in group.members] for group in groups] == [["0", "1"], ["2"]]
 
 
-def test_an_objective_must_say_what_is_backprop_steps() -> None:
+def test_an_objective_must_say_what_is_drawn_again() -> None:
     class Silent(Coupled):
         backprop = None
 
-    learner, rollout = setting([Silent()])
-    with pytest.raises(GenRLError, match=r"objective 0 reads the view reward and has no replay"):
+    learner, rollout = setting([("reward", Silent())])
+    with pytest.raises(GenRLError, match=r"objective 0 reads the view reward and has no backprop"):
         learner.learn(rollout, 0, 0)
 
 
@@ -355,7 +379,7 @@ class Forgetful(ToyGaussianSampler):
 def test_a_sampler_that_does_not_repeat_itself_is_caught(fields: dict[str, object]) -> None:
     policy, sampler = ToyGaussian(), Forgetful()
     rollout = rollout_from(policy, sampler, plan_of(0, 0, 0, PROMPTS, 4))
-    learner = learner_for(policy, sampler, {"it": (1.0, objective(**fields))})
+    learner = learner_for(policy, sampler, {"it": (1.0, objective(**fields))}, views="reward")
     with pytest.raises(GenRLError, match=r"drift: the rewards of the update differ.*plan\.streams"):
         learner.learn(rollout, 0, 0)
 
@@ -368,7 +392,7 @@ class Cut(ToyGaussianSampler):
 def test_a_sampler_without_a_graph_is_caught() -> None:
     policy, sampler = ToyGaussian(), Cut()
     rollout = rollout_from(policy, sampler, plan_of(0, 0, 0, PROMPTS, 4))
-    learner = learner_for(policy, sampler, {"it": (1.0, objective())})
+    learner = learner_for(policy, sampler, {"it": (1.0, objective())}, views="reward")
     with pytest.raises(GenRLError, match="pixels of ToyGaussian carry no gradient after Cut has"):
         learner.learn(rollout, 0, 0)
 
@@ -404,9 +428,9 @@ def test_a_broken_gradient_is_named(gradient: Callable[[Tensor], Tensor] | None,
 
 
 def test_a_reward_that_is_not_finite_skips_the_step() -> None:
-    learner, rollout = setting([objective()])
+    learner, rollout = setting([backprop_steps()])
     odd = {"odd": (1.0, Odd(lambda x: x.flatten() / 0))}
-    learner._prepare = replace(learner._prepare, rewards=odd)
+    learner.learner.context = replace(learner.learner.context, rewards=odd)
     _, problem = learner.learn(rollout, 0, 0)
     assert problem == "a differentiable reward is not finite"
 

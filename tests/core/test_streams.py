@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from genrl_core.loop.preparation import Side
 
 from genrl_core.interfaces import streams
 from genrl_core.interfaces.media import Prompt
 from genrl_core.interfaces.records import Plan
 from genrl_core.interfaces.streams import Streams
 from genrl_core.loop import plan as plans
+from genrl_core.loop.objectives import ObjectiveGroup
 from genrl_core.loop.plan import plan_of
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run.assembly import build_trainer
@@ -105,8 +105,10 @@ def test_a_chunk_that_holds_all_rows_evaluates_the_loss_once(
 ) -> None:
     """Its numbers are the whole batch's; several chunks need one evaluation of them together."""
     seen: list[int] = []
-    real = Side.loss
-    monkeypatch.setattr(Side, "loss", lambda self, batch: seen.append(1) or real(self, batch))
+    real = ObjectiveGroup.loss
+    monkeypatch.setattr(
+        ObjectiveGroup, "loss", lambda self, batch: seen.append(1) or real(self, batch)
+    )
     found = []
     for rows in (512, 20):
         seen.clear()

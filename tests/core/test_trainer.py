@@ -24,6 +24,7 @@ from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run import checkpoint
 from genrl_core.run.assembly import build_trainer, train
+from genrl_core.run.saving import restore, save
 from genrl_core.testing.enumerable import ToyCanvas, ToyCanvasSampler, ToyReward, _CanvasStep
 
 Make = Callable[..., Recipe]
@@ -267,11 +268,11 @@ def test_resume_is_bit_identical(toy_recipe: Make, tmp_path: Path, stop: int) ->
     first = build_trainer(recipe)
     for _ in range(stop):
         first.step()
-    first.save(tmp_path)
+    save(first, recipe, tmp_path)
     newest, problems = checkpoint.latest(tmp_path)
     assert newest is not None and not problems
     second = build_trainer(recipe)
-    second.restore(checkpoint.load(newest))
+    restore(second, recipe, checkpoint.load(newest))
     for expected in wanted[stop:]:
         found = second.step().metrics
         timeless = {k: v for k, v in expected.items() if not k.startswith("seconds")}
@@ -280,27 +281,28 @@ def test_resume_is_bit_identical(toy_recipe: Make, tmp_path: Path, stop: int) ->
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(toy_recipe: Make, tmp_path: Path) -> None:
-    trainer = build_trainer(toy_recipe("toy_canvas"))
+    recipe = toy_recipe("toy_canvas")
+    trainer = build_trainer(recipe)
     trainer.step()
-    trainer.save(tmp_path)
+    save(trainer, recipe, tmp_path)
     newest, _ = checkpoint.latest(tmp_path)
     assert newest is not None
-    other = build_trainer(toy_recipe("toy_canvas", "train.learning_rate=0.01"))
+    other = toy_recipe("toy_canvas", "train.learning_rate=0.01")
     with pytest.raises(CheckpointError, match="written by another recipe"):
-        other.restore(checkpoint.load(newest))
+        restore(build_trainer(other), other, checkpoint.load(newest))
 
 
 def test_another_reference_is_refused(toy_recipe: Make, tmp_path: Path) -> None:
     recipe = toy_recipe("toy_canvas", "objective.kl={weight: 0.1}")
     trainer = build_trainer(recipe)
-    trainer.save(tmp_path)
+    save(trainer, recipe, tmp_path)
     newest, _ = checkpoint.latest(tmp_path)
     assert newest is not None
     moved = ToyCanvas()
     with torch.no_grad():
         moved.network.table.add_(1.0)
     with pytest.raises(CheckpointError, match="reference weights"):
-        build_trainer(recipe, policy=moved).restore(checkpoint.load(newest))
+        restore(build_trainer(recipe, policy=moved), recipe, checkpoint.load(newest))
 
 
 def test_too_many_chosen_calls_are_refused(toy_recipe: Make) -> None:
@@ -379,7 +381,7 @@ from genrl_core.testing import enumerable as toys
 from genrl_core.registry import Registry
 from genrl_core.recipe.recipe import load_recipe
 from genrl_core.loop.distributed import Runtime
-from genrl_core.loop.trainer import Trainer
+from genrl_core.run.assembly import build_trainer
 runtime = Runtime("cpu")
 for path in sys.argv[1:]:
     recipe = load_recipe(Path(path), [], Registry.discover(modules=[toys]))

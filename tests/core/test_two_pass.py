@@ -11,20 +11,19 @@ from updates import called_separable, moved, one_pass, table_of, update
 
 from genrl_core.errors import GenRLError
 from genrl_core.interfaces.batch import Batch
-from genrl_core.interfaces.objective import Objective, View
+from genrl_core.interfaces.objective import Objective
 from genrl_core.loop.distributed import Runtime
 from genrl_core.loop.gradient import _write, accumulate
 from genrl_core.loop.rollout import Rollout
-from genrl_core.loop.update import Learner
-from genrl_core.testing import toys
+from genrl_core.testing import SingleUpdates, toys
 from genrl_objectives import GrpoConfig, KlConfig, ReinforceConfig
 
 
 class GroupCoupled(Objective):
     """Cross-entropy between a group's softmax of rewards and its softmax of densities."""
 
-    def __init__(self, view: View = "steps"):
-        self.view = view
+    def __init__(self, reads: str = "steps"):
+        self.reads = reads
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         score = torch.where(batch.mask, batch.log_probs, 0.0).sum(0)
@@ -52,7 +51,6 @@ class ValueLoss(Objective):
 
 
 class EntropyBonus(Objective):
-    view = None
     needs = frozenset({"entropy"})
     separable = True
 
@@ -64,7 +62,7 @@ class EntropyBonus(Objective):
 class NegativeAware(Objective):
     """The forward-process loss of arXiv 2509.16117: errors of mixtures with the reference."""
 
-    view = "denoising"
+    reads = "denoising"
     separable = True
     mixtures = ({"current": 0.5, "reference": 0.5}, {"current": -0.5, "reference": 1.5})
 
@@ -77,7 +75,7 @@ class NegativeAware(Objective):
 class PairedBound(Objective):
     """A pairwise logistic loss on the bound against the reference: couples draws and samples."""
 
-    view = "elbo"
+    reads = "elbo"
     needs = frozenset({"reference", "old_log_probs"})
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -136,15 +134,21 @@ CASES: dict[str, tuple[int, list[Objective], bool]] = {
 }
 
 
+def reads(objective: Objective) -> str:
+    """The view of an objective: its class says it here, or its config."""
+    return getattr(objective, "reads", getattr(getattr(objective, "config", None), "view", "steps"))
+
+
 def setting(
     name: str, count: int | None = None, *, moves: bool = True, **train: object
-) -> tuple[Learner, Rollout]:
+) -> tuple[SingleUpdates, Rollout]:
     """The update of a case, or of its first ``count`` objectives, see ``moved``."""
     index, objectives, combine = CASES[name]
     policy, sampler = toys()[index]
     policy.combine_draws = combine
     members = {str(i): (1.0 + 0.5 * i, objective) for i, objective in enumerate(objectives[:count])}
-    return moved(policy, sampler, members, moves=moves, **train)
+    views = {label: reads(objective) for label, (_, objective) in members.items()}
+    return moved(policy, sampler, members, views=views, moves=moves, **train)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 1000])
@@ -199,10 +203,10 @@ class Numbers:
     def evaluate(self, k: Tensor, b: Tensor) -> dict[str, Tensor]:
         return {"log_probs": 2 * self.table[b].unsqueeze(1)}
 
-    def blank(self, batch: Batch) -> dict[str, Tensor]:
+    def fill_values(self, batch: Batch) -> dict[str, Tensor]:
         return {"log_probs": torch.zeros_like(batch.log_probs)}
 
-    def insert(self, batch: Batch, values: dict[str, Tensor]) -> Batch:
+    def with_current(self, batch: Batch, values: dict[str, Tensor]) -> Batch:
         return replace(batch, **values)
 
 
@@ -228,7 +232,9 @@ def test_rounding_is_no_coupling(size: float) -> None:
             view, batch, lambda b, f=loss: (f(b), {}), torch.arange(count), Runtime("cpu"),
             separable=True, micro_batch_size=8,
         )  # fmt: skip
-        loss(together.insert(batch, {"log_probs": 2 * together.table.unsqueeze(0)})).backward()
+        loss(
+            together.with_current(batch, {"log_probs": 2 * together.table.unsqueeze(0)})
+        ).backward()
         torch.testing.assert_close(view.table.grad, together.table.grad)
 
 

@@ -17,8 +17,8 @@ import torch
 
 from genrl_core import Media, Prompt, Reward
 from genrl_core.cli.matrix import Cell
-from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.recipe import load_recipe
+from genrl_core.run.assembly import build_trainer
 
 from .conftest import LOADED_ONLY, REGISTRY, TOYS, TRAINS, name, timed, tree_of
 
@@ -75,7 +75,7 @@ def short(cell: Cell, tree: dict[str, Any]) -> list[str]:
 def train(cell: Cell, prompts: Path) -> None:
     tree = tree_of(cell, prompts)
     rewards = None if cell.view == "reward" else {"alternating": Alternating()}
-    trainer = Trainer(load_recipe(tree, short(cell, tree), REGISTRY), rewards=rewards)
+    trainer = build_trainer(load_recipe(tree, short(cell, tree), REGISTRY), rewards=rewards)
     before = {n: p.detach().clone() for n, p in trainer.weight_sets.trainable.items()}
     for _ in range(2):
         record = trainer.step()

@@ -15,9 +15,9 @@ from updates import called_separable, moved, one_pass, update
 from genrl_core import GenRLError, Objective
 from genrl_core.cli.matrix import Cell, requested_fields
 from genrl_core.loop.rollout import Rollout
-from genrl_core.loop.update import Learner
 from genrl_core.recipe.check import resolve_views
 from genrl_core.recipe.recipe import load_recipe
+from genrl_core.testing import SingleUpdates
 
 from .conftest import REGISTRY, TOYS, name, objective_of, timed, tree_of
 
@@ -52,18 +52,19 @@ COUPLED = {"gspo", "gmpo", "rloo", "dpo", "dgpo"}
 
 def setting(
     cell: Cell, tree: dict[str, Any], separable: bool, rows: int
-) -> tuple[Learner, Rollout]:
+) -> tuple[SingleUpdates, Rollout]:
     """A learner of the cell's recipe, and a rollout under weights that have moved since."""
     recipe = load_recipe(tree, registry=REGISTRY)
     views, members = resolve_views(recipe), {}
     for label, config in recipe.objective.items():
         objective = config.build()
-        objective.view = views[label]
         objective.separable = objective.separable and separable
         members[label] = (config.weight, objective)
     policy = REGISTRY.policies[cell.policy](**requested_fields(REGISTRY, cell)).build()
     sampler = REGISTRY.samplers[cell.sampler]().build()
-    return moved(policy, sampler, members, moves=cell.view != "reward", micro_batch_size=rows)
+    return moved(
+        policy, sampler, members, views=views, moves=cell.view != "reward", micro_batch_size=rows
+    )
 
 
 def compare(cell: Cell, tree: dict[str, Any]) -> None:
@@ -114,11 +115,12 @@ def test_who_couples_and_denies_it_is_caught(coupled: str, prompts: Path) -> Non
     """They depend on numbers outside their chunk, and the run says so before it takes a step."""
     cell = next(c for c in TOYS if (c.policy, c.objective) == ("toy_canvas", coupled))
     objective = objective_of(cell).build()
-    objective.view = cell.view
     policy, sampler = (
         kind[cell.policy]().build() for kind in (REGISTRY.policies, REGISTRY.samplers)
     )
-    learner, rollout = moved(policy, sampler, {"it": (1.0, objective)}, micro_batch_size=3)
+    learner, rollout = moved(
+        policy, sampler, {"it": (1.0, objective)}, views=cell.view, micro_batch_size=3
+    )
     with called_separable([objective], True), pytest.raises(GenRLError, match="chunks add up to"):
         update(learner, rollout)
 
