@@ -149,7 +149,7 @@ def _own_baseline(own: Baseline, name: str, reward: Tensor, valid: Tensor, group
             f"advantage.baseline: {name} gave {shape} for {int(valid.sum())} rewards: expected a "
             "tensor with a number for each"
         )
-    return torch.zeros_like(reward).masked_scatter(valid, found.to(reward))
+    return torch.zeros_like(reward).index_put((valid,), found.to(reward))
 
 
 def normalised_then_summed(

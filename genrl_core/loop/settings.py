@@ -140,14 +140,14 @@ class WeightsConfig(Schema):
 
 
 class StepsConfig(Schema):
-    """Which network calls of a sample are trained (computational reduction of Mask-GRPO)."""
+    """Which network evaluations of a sample are trained (computational reduction of Mask-GRPO)."""
 
     choose: Literal["all", "first", "last", "random", "stratified"] = Field(
         "all", description="random and stratified draw anew for every sample and iteration"
     )
-    count: Count | None = Field(None, description="how many calls; every one for `all`")
+    count: Count | None = Field(None, description="how many evaluations; every one for `all`")
     importance: bool = Field(
-        False, description="weigh each call by 1 / P(chosen), so that the loss estimates all calls"
+        False, description="weigh each by 1 / P(chosen), so that the loss estimates all of them"
     )
 
     @model_validator(mode="after")
@@ -155,7 +155,9 @@ class StepsConfig(Schema):
         if (self.choose == "all") != (self.count is None):
             raise ValueError("count goes with first, last, random and stratified, and only them")
         if self.importance and self.choose not in ("random", "stratified"):
-            raise ValueError("importance needs random or stratified: the others miss some calls")
+            raise ValueError(
+                "importance needs random or stratified: the others miss some evaluations"
+            )
         return self
 
 
@@ -184,7 +186,7 @@ class TrainConfig(Schema):
     draws: Count = Field(1, description="corruption draws per sample, for elbo and denoising")
     micro_batch_size: Count = Field(
         512,
-        description="rows (call, sample) in one training forward: the memory of an update; where "
+        description="rows (evaluation, sample) in one training forward: the memory of an update; where "
         "the reward is differentiated, samples with the graph of all their steps that have one",
         json_schema_extra=NEUTRAL,
     )

@@ -50,7 +50,7 @@ class WeightSets:
             policy.network.requires_grad_(False)
             self._add_adapter(CURRENT)
             for name, parameter in policy.network.named_parameters():
-                if within(name, policy.new_modules):
+                if belongs_to(name, policy.new_modules):
                     parameter.requires_grad_(True)
         self.trainable: dict[str, nn.Parameter] = {
             name: p for name, p in policy.network.named_parameters() if p.requires_grad
@@ -236,7 +236,7 @@ class WeightSets:
             parameter.requires_grad_(id(parameter) in trained)
 
 
-def within(name: str, modules: Sequence[str]) -> bool:
+def belongs_to(name: str, modules: Sequence[str]) -> bool:
     """Whether a parameter or buffer belongs to one of the modules, all by their full names."""
     return name.startswith(tuple(f"{module}." for module in modules))
 

@@ -18,7 +18,6 @@ from genrl_core.interfaces.sampler import Sampler
 from genrl_core.loop.distributed import Runtime
 from genrl_core.loop.evaluate import Evaluator
 from genrl_core.loop.objectives import RequiredWeights, build_objectives, required_weights
-from genrl_core.loop.optim import build_optimizer, build_scheduler
 from genrl_core.loop.rollout import LocalRollouts, RolloutEngine
 from genrl_core.loop.trainer import Parts, Record, Trainer
 from genrl_core.loop.weights import WeightSets, fingerprint
@@ -27,6 +26,7 @@ from genrl_core.recipe.problems import raise_if
 from genrl_core.recipe.prompts import Reader, load_prompts, unread
 from genrl_core.recipe.recipe import Recipe, load_recipe
 from genrl_core.run.bases import Notify
+from genrl_core.run.optim import build_optimizer, build_scheduler
 from genrl_core.run.policies import build_policy
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -74,29 +74,40 @@ def build_trainer(
         rollout_batch_size=recipe.train.rollout_batch_size, runtime=runtime, report=notify,
     )  # fmt: skip
     _check_prompts(recipe, policy, sampler, prompts, evaluator, warn)
+    parts = _learning_parts(recipe, policy, sampler, weighted, runtime, prompts, optimizer)
+    if rollouts is not None:
+        parts["rollouts"] = rollouts
+    return Trainer(Parts(**parts, evaluator=evaluator, warn=warn))
+
+
+def _learning_parts(
+    recipe: Recipe, policy: Policy, sampler: Sampler, rewards: Mapping[str, tuple[float, Reward]],
+    runtime: Runtime, prompts: Sequence[Prompt], optimizer: OptimizerFactory | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Objectives, weight sets, optimizer, and where samples come from: fields of ``Parts``."""
+    train, seed = recipe.train, recipe.run.seed
     objectives = build_objectives(recipe.objective, resolve_views(recipe))
     began_with = fingerprint(policy.network)
-    weight_sets = WeightSets(policy, recipe.weights.lora, recipe.run.seed)
+    weight_sets = WeightSets(policy, recipe.weights.lora, seed)
     runtime.broadcast_(p.data for p in weight_sets.trainable.values())
     draws_with = [config.draws_with() for config in recipe.objective.values()]
     required = _required_weights(recipe, objectives, draws_with)
+    trained = weight_sets.trainable
     stepping = (
-        build_optimizer(weight_sets.trainable.items(), recipe.train)
+        build_optimizer(trained.items(), train)
         if optimizer is None
-        else optimizer(list(weight_sets.trainable.values()))
+        else optimizer(list(trained.values()))
     )
-    return Trainer(Parts(
-        policy=policy, sampler=sampler, rewards=weighted, objectives=objectives,
-        weight_sets=weight_sets, required=required, evaluator=evaluator,
-        rollouts=rollouts or LocalRollouts(
-            sampler, weighted, weight_sets, runtime, prompts=prompts, seed=recipe.run.seed,
-            train=recipe.train, filter_config=recipe.filter, advantage=recipe.advantage,
-            drawing=required.drawing,
-        ),
-        optimizer=stepping, scheduler=build_scheduler(stepping, recipe.train),
-        train=recipe.train, advantage=recipe.advantage, runtime=runtime, seed=recipe.run.seed,
-        began_with=began_with, warn=warn,
-    ))  # fmt: skip
+    rollouts = LocalRollouts(
+        sampler, rewards, weight_sets, runtime, prompts=prompts, seed=seed, train=train,
+        filter_config=recipe.filter, advantage=recipe.advantage, drawing=required.drawing,
+    )  # fmt: skip
+    return {
+        "policy": policy, "sampler": sampler, "rewards": rewards, "objectives": objectives,
+        "weight_sets": weight_sets, "required": required, "rollouts": rollouts,
+        "optimizer": stepping, "scheduler": build_scheduler(stepping, train), "train": train,
+        "advantage": recipe.advantage, "runtime": runtime, "seed": seed, "began_with": began_with,
+    }  # fmt: skip
 
 
 def train(

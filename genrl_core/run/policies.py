@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from genrl_core.errors import RecipeError
 from genrl_core.interfaces.policy import Policy
 from genrl_core.loop.distributed import Runtime
-from genrl_core.loop.weights import WeightSets, fingerprint, within
+from genrl_core.loop.weights import WeightSets, belongs_to, fingerprint
 from genrl_core.recipe.check import built_policy, holds_weights, unread_weights
 from genrl_core.recipe.recipe import RESOLVED_FILE, Recipe, load_recipe
 from genrl_core.run import checkpoint
@@ -85,7 +85,7 @@ def _load(
     own: dict[str, Tensor] = dict(network.named_parameters()) | {
         f"buffer.{name}": buffer for name, buffer in network.named_buffers()
     }
-    young = {name for name in own if within(name.removeprefix("buffer."), fresh)}
+    young = {name for name in own if belongs_to(name.removeprefix("buffer."), fresh)}
     if own.keys() - tensors.keys() == young:
         own = {name: tensor for name, tensor in own.items() if name not in young}
     wrong = sorted(own.keys() ^ tensors.keys())

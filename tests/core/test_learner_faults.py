@@ -69,7 +69,7 @@ def test_importance_weights_make_up_for_the_calls_left_out(monkeypatch: pytest.M
             chosen = torch.arange(calls).unsqueeze(1).expand(calls, len(streams)) == call
             return chosen, torch.full(chosen.shape, float(calls))
 
-        monkeypatch.setattr(steps_view, "choose_calls", one)
+        monkeypatch.setattr(steps_view, "choose_evals", one)
         steps = {"choose": "random", "count": 1, "importance": True}
         parts.append(moved(*setting(steps=steps)))
     assert everything.norm() > 0.1

@@ -14,7 +14,7 @@ from genrl_core.loop.advantage import advantages, group_statistics, normalised_t
 from genrl_core.loop.filters import GroupFilter
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.settings import AdvantageConfig, FilterConfig, StepsConfig
-from genrl_core.loop.steps import choose_calls
+from genrl_core.loop.steps import choose_evals
 
 HOWS = ["token_mean", "sample_mean", "constant", "sum", "group_mean"]
 
@@ -296,25 +296,25 @@ def streams(samples: int) -> Streams:
 @pytest.mark.parametrize("choose", ["random", "stratified"])
 def test_importance_makes_chosen_calls_unbiased(choose: str) -> None:
     config = StepsConfig.model_validate({"choose": choose, "count": 3, "importance": True})
-    chosen, weight = choose_calls(config, 7, streams(6000))
+    chosen, weight = choose_evals(config, 7, streams(6000))
     assert (chosen.sum(0) == 3).all()
     torch.testing.assert_close((chosen * weight).mean(1), torch.ones(7), atol=0.08, rtol=0)
 
 
 def test_contiguous_calls_and_their_errors() -> None:
-    first, weight = choose_calls(StepsConfig(choose="first", count=2), 5, streams(3))
-    last, _ = choose_calls(StepsConfig(choose="last", count=2), 5, streams(3))
+    first, weight = choose_evals(StepsConfig(choose="first", count=2), 5, streams(3))
+    last, _ = choose_evals(StepsConfig(choose="last", count=2), 5, streams(3))
     assert first[:, 0].tolist() == [True, True, False, False, False]
     assert last[:, 2].tolist() == [False, False, False, True, True]
     assert (weight == 1).all()
     with pytest.raises(RecipeError, match="has 5 network calls"):
-        choose_calls(StepsConfig(choose="last", count=6), 5, streams(3))
+        choose_evals(StepsConfig(choose="last", count=6), 5, streams(3))
     with pytest.raises(ValueError, match="importance needs"):
         StepsConfig(choose="first", count=2, importance=True)
 
 
 def test_stratified_takes_one_call_of_each_stratum() -> None:
-    chosen, _ = choose_calls(StepsConfig(choose="stratified", count=2), 6, streams(50))
+    chosen, _ = choose_evals(StepsConfig(choose="stratified", count=2), 6, streams(50))
     assert (chosen[:3].sum(0) == 1).all() and (chosen[3:].sum(0) == 1).all()
 
 

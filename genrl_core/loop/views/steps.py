@@ -12,7 +12,7 @@ from genrl_core.interfaces.policy import Policy
 from genrl_core.interfaces.records import Tensors, Trajectory
 from genrl_core.interfaces.sampler import Sampler, Transition
 from genrl_core.loop.rollout import Rollout
-from genrl_core.loop.steps import choose_calls
+from genrl_core.loop.steps import choose_evals
 from genrl_core.loop.views.common import (
     Context,
     Prepared,
@@ -59,7 +59,7 @@ class StepsView(View):
         update: int, context: Context,  # noqa: ARG003  # every update has the same steps
     ) -> Prepared:  # fmt: skip
         terms, train = rollout.terms, context.train
-        chosen, weight = choose_calls(train.steps, terms.num_evals, rollout.streams("steps"))
+        chosen, weight = choose_evals(train.steps, terms.num_evals, rollout.streams("steps"))
         per_eval = len(terms.mask) // max(terms.num_evals, 1)
         spread = partial(torch.repeat_interleave, repeats=per_eval, dim=0)
         gather = partial(
