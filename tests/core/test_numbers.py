@@ -307,7 +307,7 @@ def test_contiguous_calls_and_their_errors() -> None:
     assert first[:, 0].tolist() == [True, True, False, False, False]
     assert last[:, 2].tolist() == [False, False, False, True, True]
     assert (weight == 1).all()
-    with pytest.raises(RecipeError, match="has 5 network calls"):
+    with pytest.raises(RecipeError, match="has 5 network evaluations"):
         choose_evals(StepsConfig(choose="last", count=6), 5, streams(3))
     with pytest.raises(ValueError, match="importance needs"):
         StepsConfig(choose="first", count=2, importance=True)

@@ -307,7 +307,7 @@ def test_another_reference_is_refused(toy_recipe: Make, tmp_path: Path) -> None:
 
 def test_too_many_chosen_calls_are_refused(toy_recipe: Make) -> None:
     recipe = toy_recipe("toy_canvas", "train.steps={choose: last, count: 7}")
-    with pytest.raises(RecipeError, match="has 3 network calls"):
+    with pytest.raises(RecipeError, match="has 3 network evaluations"):
         next(train(recipe))
 
 
