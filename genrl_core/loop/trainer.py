@@ -38,6 +38,11 @@ from genrl_core.recipe.recipe import Recipe, load_recipe
 from genrl_core.run import assembly as build
 from genrl_core.run import checkpoint
 from genrl_core.run.bases import Notify
+from genrl_core.run.optimizer import (
+    check_optimizer_state,
+    load_optimizer_state,
+    optimizer_state,
+)
 
 OptimizerFactory = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 SKIPS = 3
@@ -277,7 +282,7 @@ class Trainer:
         """Write a checkpoint on rank 0; every rank may call it."""
         if not self.runtime.main:
             return
-        tensors, optimizer = checkpoint.optimizer_tensors(self.optimizer)
+        tensors, optimizer = optimizer_state(self.policy.network, self.optimizer)
         state = {
             "recipe": self.recipe.essence(),
             "base": self._base_hash,
@@ -300,7 +305,7 @@ class Trainer:
             CheckpointError: it belongs to another recipe, network or reference, or it is damaged.
         """
         state, tensors, path = snapshot.state, snapshot.tensors, snapshot.path
-        with checkpoint.understood(path):
+        with checkpoint.as_checkpoint_error(path):
             if why := refusal(state["recipe"], self.recipe, snapshot.iteration):
                 raise CheckpointError(
                     f"{path} was written by another recipe ({why}): resume with the run's own "
@@ -322,7 +327,7 @@ class Trainer:
                 self._check_learning(state, tensors["optimizer"])
 
     def _check_learning(self, state: Mapping[str, Any], moments: Mapping[str, Tensor]) -> None:
-        checkpoint.optimizer_state(self.optimizer, moments, state["optimizer"])
+        check_optimizer_state(self.policy.network, self.optimizer, moments, state["optimizer"])
         GroupFilter(self.recipe.filter).load_state_dict(state["filter"])
         PromptStatistics(self.recipe.advantage).load_state_dict(state["statistics"])
         for name in ("scheduler_step", "skipped"):
@@ -342,7 +347,9 @@ class Trainer:
             self.weight_sets.load_state_dict(tensors[f"slot_{name}"], name)
         if not to_learn:
             return
-        checkpoint.load_optimizer(self.optimizer, tensors["optimizer"], state["optimizer"])
+        load_optimizer_state(
+            self.policy.network, self.optimizer, tensors["optimizer"], state["optimizer"]
+        )
         self._scheduler.last_epoch = state["scheduler_step"]
         self._filter.load_state_dict(state["filter"])
         self._learner.statistics.load_state_dict(state["statistics"])

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.text import Text
 
-from genrl_core.run.files import dumps, printable
+from genrl_core.run.files import dumps, one_line
 
 Mode = Literal["terminal", "plain", "json", "quiet"]
 SHOWN = ("reward", "loss", "grad_norm", "drift", "clip_fraction")
@@ -54,9 +54,9 @@ class Display:
         if self.mode == "json":
             self._line(dumps({**data, "kind": kind, "message": text}))
         elif kind in ("warning", "error"):
-            self._line(f"{kind}: {printable(text)}")
+            self._line(f"{kind}: {one_line(text)}")
         elif kind == "note":
-            self._line(printable(text))
+            self._line(one_line(text))
 
     def finish(self, summary: Mapping[str, Any], folder: str) -> None:
         """The last words: how it ended, the table of results, where everything lies."""
@@ -64,7 +64,7 @@ class Display:
         if self.mode == "json":
             self._line(dumps({"kind": "finish", **summary, "folder": folder}))
             return
-        reason = f": {printable(summary['reason'])}" if summary["reason"] else ""
+        reason = f": {one_line(summary['reason'])}" if summary["reason"] else ""
         for line in summary_lines(summary["results"]):
             self._line(line)
         self._line(f"{summary['status']} after iteration {summary['iteration']}{reason}")
@@ -171,7 +171,7 @@ def summary_lines(results: Mapping[str, Any]) -> list[str]:
     table: list[Sequence[str]] = [["", *names]]
     for key, row in rows.items():
         title = str(row.get("title", ROWS.get(key, key)))
-        table.append([printable(title), *(short(row.get(name)) for name in names)])
+        table.append([one_line(title), *(short(row.get(name)) for name in names)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     if sum(widths) + 2 * len(names) > WIDEST:
         table = list(zip(*table, strict=True))

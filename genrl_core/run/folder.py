@@ -19,7 +19,7 @@ from genrl_core.errors import GenRLError, RecipeError
 from genrl_core.interfaces.media import Media, Prompt
 from genrl_core.run.console import Display, mode_for, standard_output
 from genrl_core.run.environment import command_line, commit, environment, versions
-from genrl_core.run.files import Lines, dumps, keep_lines, printable, read_lines, write_atomically
+from genrl_core.run.files import JsonlWriter, dumps, filter_jsonl, one_line, read_jsonl, write_atomically
 from genrl_core.run.glossary import GLOSSARY
 from genrl_core.run.lock import RunLock
 from genrl_core.run.pictures import Column, plots, sheet
@@ -49,8 +49,8 @@ class Recorder:
         self._lock, self._run, self._display = lock, run, display
         self._complained: set[str] = set()
         self._written = -math.inf
-        self._metrics = Lines(folder / "metrics.jsonl")
-        self._events = Lines(folder / "events.jsonl")
+        self._metrics = JsonlWriter(folder / "metrics.jsonl")
+        self._events = JsonlWriter(folder / "events.jsonl")
         self._write_run()
         if lock.stale is not None:
             self.event("warning", f"took over the lock of process {lock.stale}, which is dead")
@@ -176,8 +176,8 @@ class Recorder:
             folder.mkdir(parents=True, exist_ok=True)
             texts = media.texts or [None] * len(media)
             lines = [
-                {"index": i, "prompt_id": prompt.id, "prompt": printable(prompt.text)}
-                | ({} if text is None else {"text": printable(text)})
+                {"index": i, "prompt_id": prompt.id, "prompt": one_line(prompt.text)}
+                | ({} if text is None else {"text": one_line(text)})
                 for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
             ]
             write_atomically(folder / "index.jsonl", "".join(dumps(line) + "\n" for line in lines))
@@ -200,7 +200,7 @@ class Recorder:
         """Write ``plots/*.png`` from everything logged so far."""
 
         def draw() -> None:
-            plots(read_lines(self.folder / "metrics.jsonl")[0], self.folder / "plots")
+            plots(read_jsonl(self.folder / "metrics.jsonl")[0], self.folder / "plots")
 
         self._picture("plots", draw)
 
@@ -255,7 +255,7 @@ class Recorder:
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _append(self, lines: Lines, record: Mapping[str, Any], what: str) -> None:
+    def _append(self, lines: JsonlWriter, record: Mapping[str, Any], what: str) -> None:
         try:
             lines.append(record)
         except (OSError, ValueError) as error:
@@ -322,7 +322,7 @@ def _repair(path: Path, iteration: int) -> tuple[int, int]:
         number = record.get("iteration")
         return not isinstance(number, int) or number <= iteration
 
-    return keep_lines(path, known)
+    return filter_jsonl(path, known)
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], str | None]:

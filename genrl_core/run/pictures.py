@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genrl_core.interfaces.media import Media, Prompt
 from genrl_core.run.console import short
-from genrl_core.run.files import printable
+from genrl_core.run.files import one_line
 
 TILE = 48
 """Small samples are enlarged to about this many pixels, by whole factors."""
@@ -70,7 +70,7 @@ def sheet(
         for column, width in zip(columns, widths, strict=True)
     ]
     titles = [
-        _wrapped(printable(column.title), _font(14, bold=True), width, 3)
+        _wrapped(one_line(column.title), _font(14, bold=True), width, 3)
         for column, width in zip(columns, widths, strict=True)
     ]
     # Titles end on one line and numbers begin on one line in every column.
@@ -84,9 +84,9 @@ def sheet(
     )
     page = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(page)
-    pen.text((MARGIN, MARGIN - 6), printable(title), INK, _font(17, bold=True))
+    pen.text((MARGIN, MARGIN - 6), one_line(title), INK, _font(17, bold=True))
     for row, prompt in enumerate(prompts):
-        label = _wrapped(printable(prompt.text), _font(13), LABEL - 18, 2)
+        label = _wrapped(one_line(prompt.text), _font(13), LABEL - 18, 2)
         y = top + row * step + (high - 17 * len(label)) // 2
         for line in label:
             pen.text((MARGIN, y), line, INK, _font(13))
@@ -231,12 +231,12 @@ def _numbers(pen: ImageDraw.ImageDraw, metrics: Mapping[str, float | None], x: i
     """The metrics of a column, one below the other, values aligned."""
     indent = _indent(metrics)
     for place, (name, value) in enumerate(metrics.items()):
-        pen.text((x, y + place * LINE), printable(name), GREY, _font(13))
+        pen.text((x, y + place * LINE), one_line(name), GREY, _font(13))
         pen.text((x + indent, y + place * LINE), short(value), INK, _font(13, bold=True))
 
 
 def _indent(metrics: Mapping[str, float | None]) -> int:
-    lengths = [_font(13).getlength(printable(name)) for name in metrics]
+    lengths = [_font(13).getlength(one_line(name)) for name in metrics]
     return math.ceil(max(lengths, default=0)) + 14
 
 

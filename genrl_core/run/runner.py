@@ -192,10 +192,10 @@ class _Run:
             GenRLError: there is no checkpoint to go on from.
         """
         with self._signals.spared():
-            saved = checkpoint.newest(self._folder)
-            if saved is None:
+            saved = checkpoint.saved_steps(self._folder)
+            if not saved:
                 raise GenRLError("ended by a second signal before there was a checkpoint") from None
-            reason = f"a second signal; the last checkpoint is {saved.name}"
+            reason = f"a second signal; the last checkpoint is {saved[-1].name}"
             if self._recorder:
                 self._recorder.finish("stopped", f"{reason}; {self._way_on()}", {})
 
@@ -319,11 +319,11 @@ def _headline(recipe: Recipe, found: Evaluation) -> str:
 
 
 def _newest(folder: Path) -> tuple[checkpoint.Snapshot, list[str]]:
-    path, skipped = checkpoint.latest(folder)
-    if path is None:
+    snapshot, skipped = checkpoint.latest(folder)
+    if snapshot is None:
         found = "; ".join(skipped) or "there is no checkpoint"
         raise CheckpointError(f"{folder} cannot be resumed: {found}")
-    return checkpoint.load(path), skipped
+    return snapshot, skipped
 
 
 def resumable(folder: Path, **lookup: Any) -> Recipe:

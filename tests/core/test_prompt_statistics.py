@@ -127,7 +127,7 @@ def test_resume_is_bit_identical(toy_recipe: Make, tmp_path: Path, stop: int) ->
     first.save(tmp_path)
     newest, _ = checkpoint.latest(tmp_path)
     assert newest is not None
-    second.restore(checkpoint.load(newest))
+    second.restore(newest)
     for expected in wanted[stop:]:
         found = second.step().metrics
         timeless = {k: v for k, v in expected.items() if not k.startswith("seconds")}

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from genrl_core.run import files, pictures
 from genrl_core.run import folder as recorder
 from genrl_core.run.console import short, summary_lines
 from genrl_core.run.environment import VARIABLES, command_line
-from genrl_core.run.files import dumps, printable, read_lines, strict
+from genrl_core.run.files import dumps, json_safe, one_line, read_jsonl
 from genrl_core.run.folder import Recorder
 from genrl_core.run.glossary import GLOSSARY
 from genrl_core.run.pictures import Column, sheet
@@ -236,12 +237,26 @@ def test_the_lock_of_a_killed_process_is_taken_over_with_a_warning(tmp_path):
 
 def test_the_lock_of_another_machine_is_respected(tmp_path):
     create(tmp_path, "mine").close()
-    lock = tmp_path / "mine" / ".lock"
+    lock = tmp_path / "mine" / ".lock.json"
     lock.write_text(json.dumps({"pid": 1, "host": "node-17"}))
     with pytest.raises(RecipeError, match=rf"process 1 on node-17 .* delete {lock}"):
         Recorder.resume(tmp_path / "mine", 0, {}, 12, quiet=True)
     lock.write_text("garbage")
     Recorder.resume(tmp_path / "mine", 0, {}, 12, quiet=True).close()
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("name", [".lock", ".lock.json"])
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path, name):
+    create(tmp_path, "mine").close()
+    victim = tmp_path / "victim"
+    victim.write_text("precious\n")
+    link = tmp_path / "mine" / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(victim)
+    with suppress(GenRLError):
+        Recorder.resume(tmp_path / "mine", 0, {}, 12, quiet=True).close()
+    assert victim.read_text() == "precious\n"
 
 
 # Resuming.
@@ -314,13 +329,13 @@ def test_metrics_are_strict_json(tmp_path):
 def test_every_float_comes_back_exactly():
     values = [0.1, 1e-300, 5e-324, 1.7976931348623157e308, -0.0, 1 / 3]
     assert [v.hex() for v in json.loads(dumps(values))] == [v.hex() for v in values]
-    assert strict({1: {float("nan")}}) == {"1": [None]}
-    assert strict(True) is True
+    assert json_safe({1: {float("nan")}}) == {"1": [None]}
+    assert json_safe(True) is True
 
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Writes through ``Lines`` fail half-way while the returned list is not empty."""
+    """Writes through ``JsonlWriter`` fail half-way while the returned list is not empty."""
     real, broken = io.FileIO.write, []
 
     class File(io.FileIO):
@@ -331,7 +346,7 @@ def full_disk(monkeypatch):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return real(self, bytes(data)[: len(data) // 2])
 
-    monkeypatch.setattr(files.Lines, "__init__", lambda s, p: setattr(s, "_file", File(p, "ab")))
+    monkeypatch.setattr(files.JsonlWriter, "__init__", lambda s, p: setattr(s, "_file", File(p, "ab")))
     return broken
 
 
@@ -511,8 +526,8 @@ def test_no_results_no_table():
 
 
 def test_control_characters_are_stripped():
-    assert printable("a\x1b]0;evil\x07 b\nc\u202ed\u200b\x9be\ud800") == "a]0;evil b cde"
-    assert printable("naïve Δ 三 e\u0301") == "naïve Δ 三 e\u0301"
+    assert one_line("a\x1b]0;evil\x07 b\nc\u202ed\u200b\x9be\ud800") == "a]0;evil b cde"
+    assert one_line("naïve Δ 三 e\u0301") == "naïve Δ 三 e\u0301"
 
 
 def test_every_shown_metric_is_explained():
@@ -657,4 +672,4 @@ def test_a_picture_that_fails_is_a_warning(tmp_path, monkeypatch):
 
 
 def test_lines_are_read_back(tmp_path):
-    assert read_lines(tmp_path / "absent") == ([], 0)
+    assert read_jsonl(tmp_path / "absent") == ([], 0)

@@ -310,7 +310,7 @@ def test_a_hangup_stops_like_a_termination_unless_it_is_ignored(
         signal.signal(signal.SIGHUP, before)
     assert (code, status("one")) == ((0, "done") if ignored else (75, "stopped"))
     newest, _ = checkpoint.latest(Path("runs/one"))
-    assert newest is not None and newest.name == ("step_000004" if ignored else "step_000002")
+    assert newest is not None and newest.path.name == ("step_000004" if ignored else "step_000002")
 
 
 def test_a_closed_terminal_leaves_a_checkpoint() -> None:

@@ -268,7 +268,7 @@ def test_resume_is_bit_identical(toy_recipe: Make, tmp_path: Path, stop: int) ->
     newest, problems = checkpoint.latest(tmp_path)
     assert newest is not None and not problems
     second = Trainer(recipe)
-    second.restore(checkpoint.load(newest))
+    second.restore(newest)
     for expected in wanted[stop:]:
         found = second.step().metrics
         timeless = {k: v for k, v in expected.items() if not k.startswith("seconds")}
@@ -284,7 +284,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(toy_recipe: Make, tmp_path: P
     assert newest is not None
     other = Trainer(toy_recipe("toy_canvas", "train.learning_rate=0.01"))
     with pytest.raises(CheckpointError, match="written by another recipe"):
-        other.restore(checkpoint.load(newest))
+        other.restore(newest)
 
 
 def test_another_reference_is_refused(toy_recipe: Make, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_another_reference_is_refused(toy_recipe: Make, tmp_path: Path) -> None:
     with torch.no_grad():
         moved.network.table.add_(1.0)
     with pytest.raises(CheckpointError, match="reference weights"):
-        Trainer(recipe, policy=moved).restore(checkpoint.load(newest))
+        Trainer(recipe, policy=moved).restore(newest)
 
 
 def test_too_many_chosen_calls_are_refused(toy_recipe: Make) -> None:
