@@ -7,7 +7,7 @@ import math
 import os
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -147,8 +147,8 @@ def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
     return records, broken
 
 
-def filter_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[int, int]:
-    """Keep the records of a file of JSON lines that ``keep`` approves.
+def drop_later(path: Path, iteration: int) -> tuple[int, int]:
+    """Take the records of later iterations out of a file of JSON lines.
 
     Returns:
         How many records were dropped, and how many lines were broken (and dropped too).
@@ -157,6 +157,7 @@ def filter_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[in
         OSError: the file could not be rewritten; it stands as it was.
     """
     records, broken = read_jsonl(path)
-    kept = [record for record in records if keep(record)]
+    # An iteration that is no number is nobody's: such a record stays.
+    kept = [r for r in records if not isinstance(n := r.get("iteration"), int) or n <= iteration]
     write_atomically(path, "".join(dumps(record) + "\n" for record in kept))
     return len(records) - len(kept), broken

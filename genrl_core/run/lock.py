@@ -1,4 +1,4 @@
-"""One writer per run folder: a lock that ends with its process, and a file that names its holder."""
+"""One writer per run folder: a lock that ends with its process, and a note of who holds it."""
 
 import json
 import os

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ def optimizer_state(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's state as tensors (not copied) and JSON, for ``load_optimizer_state``.
 
-    Both name what they hold ``state.<parameter>.<name>``, with the parameter's name in ``network``,
-    or ``param_groups.<number>.<name>``.
+    Returns:
+        The tensors, named ``<parameter>.<entry>`` with the parameter's name in ``network``, or
+        ``param_groups.<number>.<setting>``, and everything else, with a description in place of
+        each of them.
     """
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
@@ -27,18 +30,16 @@ def optimizer_state(
     # a parameter that never had a gradient could not be loaded.
     with _left_unstepped(optimizer):
         found: dict[str, Any] = get_optimizer_state_dict(network, optimizer)
-    owners = {f"state.{name}": entry for name, entry in found["state"].items()}
-    owners |= {f"param_groups.{i}": group for i, group in enumerate(found["param_groups"])}
-    values = {f"{owner}.{n}": v for owner, entry in owners.items() for n, v in entry.items()}
-    tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
-    parameters = {
-        name: _described(parameter)
-        for named, group in zip(found["param_groups"], optimizer.param_groups, strict=True)
-        for name, parameter in zip(named["params"], group["params"], strict=True)
-    }
-    rest = {key: value for key, value in values.items() if key not in tensors}
-    packed = {"class": type(optimizer).__name__, "parameters": parameters, "values": rest}
-    return tensors, packed | {"tensors": sorted(tensors)}
+    tensors: dict[str, Tensor] = {}
+
+    def described(owner: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+        held = {name: value for name, value in entry.items() if isinstance(value, Tensor)}
+        tensors.update({f"{owner}.{name}": tensor for name, tensor in held.items()})
+        return {**entry, **{name: _describe(tensor) for name, tensor in held.items()}}
+
+    state = {name: described(name, entry) for name, entry in found["state"].items()}
+    groups = [described(f"param_groups.{i}", g) for i, g in enumerate(found["param_groups"])]
+    return tensors, {"class": type(optimizer).__name__, "state": state, "param_groups": groups}
 
 
 def load_optimizer_state(
@@ -66,7 +67,7 @@ def check_optimizer_state(
     network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor],
     json_state: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """What ``optimizer_state`` gave, as torch wants it back, nothing copied and nothing changed.
+    """What ``optimizer_state`` gave, as torch wants it back; nothing is copied or changed.
 
     A fused AdamW reads and writes a moment by the parameter's size and looks at nothing, so every
     tensor is compared with its parameter here.
@@ -75,50 +76,40 @@ def check_optimizer_state(
         CheckpointError: it belongs to another optimizer or to other parameters, or tensors are
             missing, foreign, or of another shape or type than their parameter.
     """
-    own_tensors, own = optimizer_state(network, optimizer)
-    if json_state["class"] != own["class"]:
-        raise CheckpointError(
-            f"the checkpoint's optimizer is {json_state['class']}, the recipe's is {own['class']}"
+    _, own = optimizer_state(network, optimizer)
+    saved, kind, groups = json_state["class"], own["class"], own["param_groups"]
+    if saved != kind:
+        raise CheckpointError(f"the checkpoint's optimizer is {saved}, the recipe's is {kind}")
+    then = [group["params"] for group in json_state["param_groups"]]
+    now = [group["params"] for group in groups]
+    if then != now:
+        odd = sorted(set(chain(*then)) ^ set(chain(*now)))
+        what = f"other parameters ({', '.join(odd[:5])})" if odd else "parameters in other groups"
+        raise CheckpointError(f"the checkpoint's optimizer trains {what}")
+    parameters = {
+        name: _describe(parameter)
+        for group, live in zip(groups, optimizer.param_groups, strict=True)
+        for name, parameter in zip(group["params"], live["params"], strict=True)
+    }
+    left = dict(tensors)
+    entries: dict[str, dict[str, Any]] = {}
+    for name, entry in json_state["state"].items():
+        entries[name] = {key: left.pop(f"{name}.{key}", value) for key, value in entry.items()}
+        for key, value in entries[name].items():
+            if wrong := _misfit(key, value, parameters.get(name, "unknown")):
+                raise CheckpointError(f"the optimizer's {key} of {name} {wrong}")
+    expected = set().union(*entries.values())
+    if odd := [name for name, entry in entries.items() if entry.keys() != expected]:
+        raise CheckpointError(f"the optimizer's state of {odd[0]} lacks some of {expected}")
+    settings = [
+        _settings({n: left.pop(f"param_groups.{i}.{n}", v) for n, v in saved.items()}, live)
+        for i, (saved, live) in enumerate(
+            zip(json_state["param_groups"], optimizer.param_groups, strict=True)
         )
-    saved, live = json_state["parameters"], own["parameters"]
-    for name in {**saved, **live}:
-        if saved.get(name) != live.get(name):
-            raise CheckpointError(
-                "the checkpoint's optimizer trains other parameters "
-                f"({name}: {saved.get(name, 'nothing')}, here {live.get(name, 'nothing')})"
-            )
-    if odd := set(tensors) ^ set(json_state["tensors"]):
-        raise CheckpointError(f"tensors of the optimizer are missing or foreign: {sorted(odd)[:5]}")
-    state, groups = _by_owner({**json_state["values"], **tensors})
-    _, own_groups = _by_owner({**own["values"], **own_tensors})
-    if _members(groups) != _members(own_groups):
-        raise CheckpointError("the checkpoint's optimizer groups its parameters in another way")
-    names = set().union(*state.values())
-    for owner, entry in state.items():
-        if lacking := names - entry.keys():
-            raise CheckpointError(f"the optimizer's state of {owner} lacks {sorted(lacking)}")
-        for name, value in entry.items():
-            if isinstance(value, Tensor) and (wrong := _misfit(name, value, live[owner])):
-                raise CheckpointError(f"the optimizer's {name} of {owner} {wrong}")
-    settings = [_settings(groups[number], group) for number, group in own_groups.items()]
-    return {"state": state, "param_groups": settings}
-
-
-Entries = dict[str, dict[str, Any]]
-
-
-def _by_owner(values: Mapping[str, Any]) -> tuple[Entries, Entries]:
-    """The entries of every parameter, and the settings of every group by its number."""
-    found: dict[str, Entries] = {"state": {}, "param_groups": {}}
-    for key, value in values.items():
-        kind, _, rest = key.partition(".")
-        owner, _, name = rest.rpartition(".")
-        found[kind].setdefault(owner, {})[name] = value
-    return found["state"], found["param_groups"]
-
-
-def _members(groups: Entries) -> dict[str, Any]:
-    return {number: group.get("params") for number, group in groups.items()}
+    ]
+    if left:
+        raise CheckpointError(f"foreign tensors of the optimizer: {sorted(left)[:5]}")
+    return {"state": entries, "param_groups": settings}
 
 
 def _settings(saved: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,20 +121,24 @@ def _settings(saved: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, An
     return {n: tuple(v) if isinstance(live[n], tuple) else v for n, v in saved.items()}
 
 
-def _kind(value: Any) -> str | bool:
-    return _described(value) if isinstance(value, Tensor) else isinstance(value, int | float)
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return _describe(value)
+    return "number" if isinstance(value, int | float) else "other"
 
 
-def _misfit(name: str, tensor: Tensor, parameter: str) -> str:
-    """Why a tensor of an optimizer's state cannot be a parameter's, as half a sentence."""
+def _misfit(name: str, value: Any, parameter: str) -> str:
+    """Why an entry of an optimizer's state cannot be a parameter's, as half a sentence."""
+    if not isinstance(value, Tensor):
+        return "is missing" if isinstance(value, str) else ""
     if name in _COUNTERS:
-        fits = tensor.dim() == 0 and tensor.is_floating_point()
-        return "" if fits else f"is {_described(tensor)}, and must be one float"
-    found = _described(tensor)
+        fits = value.dim() == 0 and value.is_floating_point()
+        return "" if fits else f"is {_describe(value)}, and must be one float"
+    found = _describe(value)
     return "" if found == parameter else f"is {found}, and its parameter is {parameter}"
 
 
-def _described(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 

@@ -22,9 +22,10 @@ from genrl_core.recipe.recipe import RESOLVED_FILE, Recipe, load_recipe
 from genrl_core.run import checkpoint
 from genrl_core.run.console import metrics_line
 from genrl_core.run.dry_run import dry_run as run_dry
-from genrl_core.run.folder import Recorder
-from genrl_core.run.pictures import Column, sheet
+from genrl_core.run.folder import RunFolder
+from genrl_core.run.pictures import ImageColumn, image_grid
 from genrl_core.run.signals import Signals
+from genrl_core.run.trackers import missing
 from genrl_core.text import format_value
 
 DONE, STOPPED = 0, 75
@@ -40,9 +41,9 @@ class Measured:
     def row(self) -> dict[str, Any]:
         return {"title": self.title, **self.evaluation.metrics}
 
-    def column(self) -> Column:
+    def column(self) -> ImageColumn:
         found = self.evaluation
-        return Column(self.title, found.media, found.prompts, found.metrics)
+        return ImageColumn(self.title, found.media, found.prompts, found.metrics)
 
 
 def run(
@@ -65,6 +66,8 @@ def run(
     Raises:
         GenRLError: with the reason; the last good checkpoint stays.
     """
+    if absent := missing(recipe.run.trackers):
+        raise RecipeError("; ".join(absent))
     runtime = Runtime(recipe.run.device)
     code = DONE
     try:
@@ -99,7 +102,7 @@ class _Run:
         self._started = self._saved = time.monotonic()
         self._signals = Signals()
         self._empty = 0
-        self._recorder: Recorder | None = None
+        self._recorder: RunFolder | None = None
         self._early: list[tuple[str, str, dict[str, Any]]] = []
         # All that could refuse a resume comes before its folder is touched.
         self._resumed = None if resume is None else self._accepted(resume)
@@ -145,18 +148,18 @@ class _Run:
         found = "; ".join(skipped) or "there is no checkpoint"
         raise RecipeError(f"{folder} cannot be resumed: {found}")
 
-    def _record_in(self, folder: Path, json: bool, quiet: bool) -> Recorder:
+    def _record_in(self, folder: Path, json: bool, quiet: bool) -> RunFolder:
         """The recorder of a new run in the folder of all runs, or of the run that is resumed."""
         recipe, total = self._recipe, self._recipe.train.iterations
         seed, ranks = recipe.run.seed, self._runtime.world_size
         info = {"seed": seed, "world_size": ranks, "recipe": recipe.name}
         if self._resumed is None:
-            return Recorder.create(
+            return RunFolder.create(
                 folder, recipe.run.name, recipe.name, recipe.given, recipe.to_yaml(), info, total,
                 json, quiet,
             )  # fmt: skip
         done = self._resumed[1].iteration
-        return Recorder.resume(folder, done, info, total, json, quiet, recipe.to_yaml())
+        return RunFolder.resume(folder, done, info, total, json, quiet, recipe.to_yaml())
 
     def _build(self) -> Trainer:
         return Trainer(
@@ -174,6 +177,8 @@ class _Run:
                 raise _Interrupted from None
 
     def _go(self) -> int:
+        if self._recorder:
+            self._recorder.track(self._recipe.run.trackers, self._recipe.resolved)
         self._note("note", f"loading {self._recipe.name}; run folder: {self._folder}")
         trainer = self._resumed[0] if self._resumed else self._build()
         results = self._measure_base(trainer)
@@ -380,9 +385,9 @@ def sample(
         pairs = zip(plan.sample_prompts(), media.texts, strict=True)
         out.write_text("".join(f"{p.text}\t{t}\n" for p, t in pairs), encoding="utf-8")
     else:
-        column = Column(recipe.name, media, plan.sample_prompts(), {})
+        column = ImageColumn(recipe.name, media, plan.sample_prompts(), {})
         try:
-            sheet([column], recipe.name, len(asked), num, largest=None).save(out)
+            image_grid([column], recipe.name, len(asked), num, largest=None).save(out)
         except (OSError, ValueError) as error:
             message = f"{out} cannot be written: {error}; choose an --out that ends in .png"
             raise RecipeError(message) from error

@@ -166,7 +166,7 @@ def test_the_fields_that_cannot_change_the_mathematics_are_these() -> None:
     wanted |= {f"save.{key}" for key in SECTIONS["save"].model_fields}
     wanted |= {f"train.{key}" for key in ("micro_batch_size", "rollout_batch_size")}
     wanted |= {"train.drift_tolerance", "prompts.evaluate"}
-    wanted |= {"run.name", "run.device", "run.threads"}
+    wanted |= {"run.name", "run.device", "run.threads", "run.trackers"}
     wanted |= {f"vlm_judge.{key}" for key in judged} | {f"{name}.batch_size" for name in networks}
     wanted |= {f"{name}.{key}" for name in ("showo", "amused")
                for key in ("attention", "gradient_checkpointing")}  # fmt: skip
