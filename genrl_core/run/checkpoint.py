@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -179,16 +180,8 @@ def _write(
 
 def _plain(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors on the CPU that share no memory, as safetensors wants them."""
-    plain: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in named.items():
-        own = tensor.detach().cpu().contiguous()
-        storage = own.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != own.nbytes:
-            own = own.clone()
-        seen.add(own.untyped_storage().data_ptr())
-        plain[name] = own
-    return plain
+    whole = torch.contiguous_format
+    return {name: t.detach().cpu().clone(memory_format=whole) for name, t in named.items()}
 
 
 def write_manifest(folder: Path, iteration: int) -> None:

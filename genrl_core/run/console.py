@@ -89,7 +89,7 @@ class _Screen:
 
     def write(self, text: str) -> int:
         with self._losable():
-            return self._stream.write(text)
+            self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:

@@ -7,7 +7,7 @@ import math
 import os
 import unicodedata
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,16 @@ def write_atomically(path: Path, text: str) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``write_atomically`` for one value."""
+    write_atomically(path, dumps(value, 1) + "\n")
+
+
+def write_jsonl(path: Path, records: Iterable[Any]) -> None:
+    """``write_atomically`` for a line per record."""
+    write_atomically(path, "".join(dumps(record) + "\n" for record in records))
 
 
 @contextmanager
@@ -159,5 +169,5 @@ def drop_later(path: Path, iteration: int) -> tuple[int, int]:
     records, broken = read_jsonl(path)
     # An iteration that is no number is nobody's: such a record stays.
     kept = [r for r in records if not isinstance(n := r.get("iteration"), int) or n <= iteration]
-    write_atomically(path, "".join(dumps(record) + "\n" for record in kept))
+    write_jsonl(path, kept)
     return len(records) - len(kept), broken

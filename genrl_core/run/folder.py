@@ -20,10 +20,9 @@ import numpy as np
 
 from genrl_core.errors import GenRLError, RecipeError
 from genrl_core.interfaces.media import Media, Prompt
+from genrl_core.run import files
 from genrl_core.run.console import Display
 from genrl_core.run.environment import command_line, commit, environment, versions
-from genrl_core.run.files import JsonlWriter, drop_later, dumps, one_line, read_jsonl
-from genrl_core.run.files import write_atomically as write
 from genrl_core.run.lock import RunLock
 from genrl_core.run.pictures import ImageColumn, image_grid, plots
 from genrl_core.run.trackers import Trackers
@@ -57,12 +56,12 @@ class RunFolder:
         self.folder = folder
         self._lock, self._display = lock, display
         self._trackers = Trackers((), folder, "", {}, self._warn)
-        fresh = {"status": "running", "reason": None, "finished": None}
+        fresh: dict[str, Any] = {"status": "running", "reason": None, "finished": None}
         fresh |= {"command": command_line(sys.argv), "commit": commit(), "versions": versions()}
-        self._run: dict[str, Any] = {"results": {}, **run, **info, **fresh}
+        self._run = {"results": {}} | run | dict(info) | fresh
         self._complained: set[str] = set()
-        self._metrics = JsonlWriter(folder / "metrics.jsonl")
-        self._events = JsonlWriter(folder / "events.jsonl")
+        self._metrics = files.JsonlWriter(folder / "metrics.jsonl")
+        self._events = files.JsonlWriter(folder / "events.jsonl")
         self._write_run()
         if lock.stale is not None:
             self._warn(f"took over the lock of process {lock.stale}, which is dead")
@@ -93,7 +92,7 @@ class RunFolder:
             lock = RunLock(folder)
             (folder / "recipe.yaml").write_text(given, encoding="utf-8")
             (folder / "recipe.resolved.yaml").write_text(resolved_yaml, encoding="utf-8")
-            write(folder / "environment.json", dumps(environment(), 1) + "\n")
+            files.write_json(folder / "environment.json", environment())
             run = {"name": folder.name, "started": _now(), "iterations": total, "iteration": 0}
             return cls(folder, lock, run, info, Display(total, json_lines, quiet))
 
@@ -116,16 +115,14 @@ class RunFolder:
         """
         folder = folder.resolve()
         if not (folder / "run.json").exists() and not (folder / "metrics.jsonl").exists():
-            raise RecipeError(
-                f"{folder} is no run folder: it has neither run.json nor metrics.jsonl"
-            )
+            raise RecipeError(f"{folder} is no run folder: run.json and metrics.jsonl are missing")
         _refuse_links(folder)
         with _writing(folder):
             lock = RunLock(folder)
-            logs = [folder / "metrics.jsonl", folder / "events.jsonl"]
-            dropped = [drop_later(log, iteration) for log in logs]
+            logs = (folder / "metrics.jsonl", folder / "events.jsonl")
+            dropped = [files.drop_later(log, iteration) for log in logs]
             if resolved_yaml is not None:
-                write(folder / "recipe.resolved.yaml", resolved_yaml)
+                files.write_atomically(folder / "recipe.resolved.yaml", resolved_yaml)
             run, damage = _read_run(folder)
             resumed = [*run.get("resumed", []), {"time": _now(), "iteration": iteration}]
             run |= {"name": folder.name, "resumed": resumed}
@@ -176,11 +173,11 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
             texts = media.texts or [None] * len(media)
             lines = [
-                {"index": i, "prompt_id": prompt.id, "prompt": one_line(prompt.text)}
-                | ({} if text is None else {"text": one_line(text)})
+                {"index": i, "prompt_id": prompt.id, "prompt": files.one_line(prompt.text)}
+                | ({} if text is None else {"text": files.one_line(text)})
                 for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
             ]
-            write(folder / "index.jsonl", "".join(dumps(line) + "\n" for line in lines))
+            files.write_jsonl(folder / "index.jsonl", lines)
             if media.pixels is not None:
                 column = ImageColumn("samples", media, prompts, {})
                 grid = image_grid([column], f"iteration {iteration}", 32, 12)
@@ -196,7 +193,7 @@ class RunFolder:
     def plots(self) -> None:
         """Write ``plots/*.png`` from everything logged so far."""
         with self._drawing("plots"):
-            plots(read_jsonl(self.folder / "metrics.jsonl")[0], self.folder / "plots")
+            plots(files.read_jsonl(self.folder / "metrics.jsonl")[0], self.folder / "plots")
 
     def finish(
         self, status: str, reason: str | None = None, results: Mapping[str, Any] | None = None
@@ -253,7 +250,7 @@ class RunFolder:
     def _write_run(self) -> None:
         self._written = time.monotonic()
         with self._reported("run.json"):
-            write(self.folder / "run.json", dumps(self._run, 1) + "\n")
+            files.write_json(self.folder / "run.json", self._run)
 
     @contextmanager
     def _reported(self, what: str) -> Iterator[None]:

@@ -70,7 +70,7 @@ def image_grid(
     images = [_stacked(column, prompts, samples, largest) for column in columns]
     tall = max(image.shape[0] for image in images)
     figure = Figure(dpi=DPI)
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a box stands for what the font lacks
@@ -112,7 +112,7 @@ def plots(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for record in records for name in record))
-    measures = [((name,), "linear") for name in names if name.startswith("evaluate/")]
+    measures: list[Panel] = [((name,), "linear") for name in names if name.startswith("evaluate/")]
     for stem, panels in {**_PANELS, "evaluation": measures}.items():
         found = [(scale, _curves(records, names, wanted)) for wanted, scale in panels]
         found = [(scale, curves) for scale, curves in found if curves]
@@ -127,7 +127,8 @@ def plots(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
         figure.savefig(folder / f"{stem}.png")
 
 
-_PANELS: dict[str, list[tuple[tuple[str, ...], str]]] = {
+Panel = tuple[tuple[str, ...], str]
+_PANELS: dict[str, list[Panel]] = {
     "reward": [(("reward", "reward/"), "linear"), (("spread", "zero_spread"), "linear")],
     "drift": [(("drift",), "log")],
     "ratio": [(("ratio_mean", "ratio_max"), "linear"), (("clip_fraction",), "linear")],
@@ -236,7 +237,7 @@ def _headed(axis: Any, column: ImageColumn, image: Any) -> int:
     wide = max(image.shape[1], box.width + 14 + numbers.get_window_extent().width)
     title = _wrapped(column.title, max(22, int(wide) // 9), 3)
     head = _write(axis, title, (0, box.height + 10), fontsize=10, weight="bold")
-    return math.ceil(max(wide, head.get_window_extent().width))
+    return math.ceil(float(max(wide, head.get_window_extent().width)))
 
 
 def _write(axis: Any, text: str, offset: tuple[float, float], **style: Any) -> Any:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genrl_core.cli.app import main
 from genrl_core.recipe.sections import SECTIONS
@@ -196,6 +197,16 @@ def test_after_an_out_of_memory_error_a_run_goes_on_with_half_the_chunk(
     ours = weights("scarce", 3)
     assert distance(ours, weights("enough", 3)) < 1e-6
     assert distance(ours, weights("enough", 2)) > 1e-4, "and it learns"
+
+
+def test_trackers_follow_a_run_over_a_resume_and_change_nothing() -> None:
+    assert run("plain", "train.iterations=2") == 0
+    assert run("one", "train.iterations=2", "run.trackers=[tensorboard]", "--stop-after", "1") == 75
+    assert resume("one") == 0
+    assert distance(weights("one", 2), weights("plain", 2)) == 0
+    found = EventAccumulator("runs/one/tensorboard").Reload()
+    assert [event.step for event in found.Scalars("reward")] == [1, 2]
+    assert not Path("runs/plain/tensorboard").exists()
 
 
 # What is refused
