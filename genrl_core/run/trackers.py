@@ -114,6 +114,10 @@ def _started(name: str, folder: Path, run_id: str) -> Any:
         options = {"experiment_name": "genrl", "run_name": run_id, "logging_dir": place}
     tracker = LOGGER_TYPE_TO_CLASS[name](**options)
     tracker.start()
+    if name == "trackio":
+        import trackio
+
+        tracker.finish = trackio.finish  # after the run's own it prints once more at the exit
     return tracker
 
 

@@ -151,6 +151,8 @@ def test_trackio_takes_grids_by_its_own_image(
     trackio = stub(monkeypatch, "trackio")
     found = Trackers(["trackio"], tmp_path, "mine-1", CONFIG, pytest.fail)
     found.image("samples", IMAGE, 3)
+    found.close()
+    trackio.finish.assert_called_once()
     assert trackio.init.call_args.kwargs["name"] == "mine-1"
     logged = trackio.init.return_value.log.call_args
     assert logged.args == ({"samples": trackio.Image.return_value},)
