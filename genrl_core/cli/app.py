@@ -20,6 +20,7 @@ from genrl_core.recipe.recipe import Recipe, load_recipe, locate, read_document
 from genrl_core.recipe.resolve import anchored, path_in
 from genrl_core.registry import Command, Kind, Registry
 from genrl_core.run.launch import launch, launched, worker_code
+from genrl_core.run.trackers import missing
 from genrl_core.text import did_you_mean, join_names
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
@@ -166,6 +167,9 @@ def check(
     results: list[dict[str, Any]] = []
     for source in sources:
         recipe, problems = _examine(source, overrides, context.obj)
+        if recipe is not None:
+            place = recipe.place("run", "trackers")
+            problems += [Problem(place, "", what) for what in missing(recipe.run.trackers)]
         listing = [{"place": p.place, "path": p.path, "message": p.message} for p in problems]
         results.append({"recipe": source, "ok": not problems, "problems": listing})
         if not json and recipe is not None and not problems:

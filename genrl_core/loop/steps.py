@@ -1,4 +1,5 @@
-"""Which network evaluations of a sample are trained, and with what weight (computational reduction)."""
+"""Which network evaluations of a sample are trained, and with what weight (computational "
+"reduction)."""
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ def choose_evals(config: StepsConfig, num_evals: int, streams: Streams) -> tuple
     """The evaluations of every sample that are trained, and their importance.
 
     ``first`` and ``last`` are the contiguous halves of Mask-GRPO's computational reduction
-    (arXiv 2510.13418, section 3.4). ``random`` draws ``count`` of K evaluations without replacement,
+    (arXiv 2510.13418,
+    section 3.4). ``random`` draws ``count`` of K evaluations without replacement,
     ``stratified`` one from each of ``count`` contiguous strata; both draw anew per sample.
 
     Args:
@@ -22,7 +24,8 @@ def choose_evals(config: StepsConfig, num_evals: int, streams: Streams) -> tuple
 
     Returns:
         chosen ``[K, B]`` bool, and weight ``[K, B]`` float32: 1, or with ``importance`` the
-        inverse of the probability of being chosen, so that the expected weight of an evaluation is 1.
+        inverse of the probability of being chosen, so that the expected weight of an evaluation is
+        1.
 
     Raises:
         RecipeError: ``count`` exceeds K.

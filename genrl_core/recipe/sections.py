@@ -80,6 +80,12 @@ class RunConfig(Schema):
     threads: Count | None = Field(
         None, description="CPU threads of torch; silent: torch's choice", json_schema_extra=NEUTRAL
     )
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(
+        [],
+        description="where metrics and sample grids are logged too, offline unless the tracker's "
+        "own variables say otherwise",
+        json_schema_extra=NEUTRAL,
+    )
 
 
 SECTIONS: dict[str, type[Schema]] = {

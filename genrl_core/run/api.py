@@ -31,7 +31,7 @@ from genrl_core.registry import Registry
 from genrl_core.run import checkpoint
 from genrl_core.run.assembly import train_base
 from genrl_core.run.bases import Notify
-from genrl_core.run.files import read_lines
+from genrl_core.run.files import read_jsonl
 from genrl_core.run.policies import build_policy
 
 Weights = Literal["last", "ema", "lagging"] | int
@@ -69,19 +69,19 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """One mapping per iteration, see ``run.glossary``."""
-        return read_lines(self.folder / "metrics.jsonl")[0]
+        return read_jsonl(self.folder / "metrics.jsonl")[0]
 
     def events(self) -> list[dict[str, Any]]:
         """Warnings, checkpoints and evaluations, with ``time``, ``iteration``, ``kind``, "
         "``message``.
         """
-        return read_lines(self.folder / "events.jsonl")[0]
+        return read_jsonl(self.folder / "events.jsonl")[0]
 
     def samples(self) -> dict[int, list[dict[str, Any]]]:
         """Iteration -> its samples' index: ``prompt_id``, ``prompt`` and, of texts, ``text``."""
         folders = sorted((self.folder / "samples").glob("iter_*"))
         return {
-            int(f.name.removeprefix("iter_")): read_lines(f / "index.jsonl")[0] for f in folders
+            int(f.name.removeprefix("iter_")): read_jsonl(f / "index.jsonl")[0] for f in folders
         }
 
     def sampler(self, **overrides: Any) -> Sampler:

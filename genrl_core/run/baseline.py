@@ -23,7 +23,7 @@ from genrl_core.loop.trainer import Trainer
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run.bases import cache_folder
 from genrl_core.run.files import with_umask
-from genrl_core.run.pictures import Column
+from genrl_core.run.pictures import ImageColumn
 
 Measure = Callable[..., "Measured"]
 """``measure(title, **sampler_fields)``: draws and measures, and says so."""
@@ -39,9 +39,9 @@ class Measured:
     def row(self) -> dict[str, Any]:
         return {"title": self.title, **self.evaluation.metrics}
 
-    def column(self) -> Column:
+    def column(self) -> ImageColumn:
         found = self.evaluation
-        return Column(self.title, found.media, found.prompts, found.metrics)
+        return ImageColumn(self.title, found.media, found.prompts, found.metrics)
 
 
 def measure_baseline(

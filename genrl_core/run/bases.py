@@ -9,8 +9,7 @@ from torch import Tensor
 
 from genrl_core.loop.distributed import Runtime
 from genrl_core.recipe.recipe import Recipe, load_recipe
-from genrl_core.run.files import with_umask, write_atomically
-from genrl_core.run.manifest import sha256
+from genrl_core.run.files import sha256, with_umask, write_atomically
 
 Notify = Callable[[str], None]
 TrainBase = Callable[[Recipe], dict[str, Tensor]]

@@ -4,19 +4,18 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TextIO, cast
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.text import Text
 
-from genrl_core.run.files import dumps, printable
+from genrl_core.run.files import dumps, one_line
 
-Mode = Literal["terminal", "plain", "json", "quiet"]
 SHOWN = ("reward", "loss", "grad_norm", "drift", "clip_fraction")
 """The metrics of the one line per iteration; evaluations and seconds follow."""
 WIDEST = 100
@@ -26,45 +25,43 @@ ROWS = {"before": "base", "best_base": "base at its best sampling", "after": "tu
 
 
 class Display:
-    """Shows a run on a stream: ``terminal`` with a bar, ``plain``, ``json`` lines, or nothing."""
+    """Shows a run on standard output: lines under a bar on a terminal, or lines alone."""
 
-    def __init__(self, total: int, mode: Mode, stream: TextIO):
-        self.mode = mode
-        self._total = total
-        self._stream = cast(TextIO, _Screen(stream))
+    def __init__(self, total: int, json_lines: bool, quiet: bool):
+        """Show ``total`` iterations, as JSON lines or not at all where that is asked for."""
+        # Looked up now, since tests and notebooks replace it.
+        self._stream = cast(TextIO, _Screen(sys.stdout))
+        self._total, self._json, self._quiet = total, json_lines, quiet
         self._bar: Progress | None = None
 
     def iteration(self, record: Mapping[str, Any]) -> None:
         """One line for one iteration."""
-        if self.mode == "json":
+        if self._json:
             self._line(dumps({"kind": "iteration"} | dict(record)))
             return
-        number = int(record["iteration"])
-        if self.mode == "terminal" and self._bar is None:
+        if not self._quiet and self._bar is None and self._stream.isatty():
             columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Remaining())
             self._bar = Progress(*columns, console=Console(file=self._stream), transient=True)
             self._bar.add_task("", total=self._total)
             self._bar.start()
         self._line(iteration_line(record, self._total))
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=number)
+            self._bar.update(self._bar.task_ids[0], completed=int(record["iteration"]))
 
     def message(self, kind: str, text: str, data: Mapping[str, Any]) -> None:
         """An event: warnings, errors and notes for people, all of them for programs."""
-        if self.mode == "json":
+        if self._json:
             self._line(dumps({**data, "kind": kind, "message": text}))
-        elif kind in ("warning", "error"):
-            self._line(f"{kind}: {printable(text)}")
-        elif kind == "note":
-            self._line(printable(text))
+        elif kind in ("warning", "error", "note"):
+            self._line(one_line(text) if kind == "note" else f"{kind}: {one_line(text)}")
 
     def finish(self, summary: Mapping[str, Any], folder: str) -> None:
         """The last words: how it ended, the table of results, where everything lies."""
         self.close()
-        if self.mode == "json":
+        if self._json:
             self._line(dumps({"kind": "finish", **summary, "folder": folder}))
             return
-        reason = f": {printable(summary['reason'])}" if summary["reason"] else ""
+        reason = f": {one_line(summary['reason'])}" if summary["reason"] else ""
         for line in summary_lines(summary["results"]):
             self._line(line)
         self._line(f"{summary['status']} after iteration {summary['iteration']}{reason}")
@@ -77,11 +74,9 @@ class Display:
             self._bar = None
 
     def _line(self, text: str) -> None:
-        if self.mode == "quiet":
-            return
         if self._bar is not None:
             self._bar.console.print(Text(text), soft_wrap=True)
-        else:
+        elif not self._quiet or self._json:
             self._stream.write(text + "\n")
             self._stream.flush()
 
@@ -93,41 +88,27 @@ class _Screen:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            self._lose(error)
-            return len(text)
+        with self._losable():
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
+        with self._losable():
             self._stream.flush()
-        except OSError as error:
-            self._lose(error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _lose(self, error: OSError) -> None:
-        """Send the rest nowhere, and what the interpreter flushes at its end too."""
-        if error.errno != errno.EIO:  # what a terminal says that is no more
-            raise error
-        with suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), self._stream.fileno())
-
-
-def mode_for(stream: TextIO, *, json_lines: bool, quiet: bool) -> Mode:
-    """How to show a run on this stream."""
-    if json_lines:
-        return "json"
-    if quiet:
-        return "quiet"
-    return "terminal" if stream.isatty() else "plain"
-
-
-def standard_output() -> TextIO:
-    """The stream of now: tests and notebooks replace it."""
-    return sys.stdout
+    @contextmanager
+    def _losable(self) -> Iterator[None]:
+        """Send the rest nowhere once it is lost, and what the interpreter flushes at its end."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:  # what a terminal says that is no more
+                raise
+            with suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 def iteration_line(record: Mapping[str, Any], total: int) -> str:
@@ -171,7 +152,7 @@ def summary_lines(results: Mapping[str, Any]) -> list[str]:
     table: list[Sequence[str]] = [["", *names]]
     for key, row in rows.items():
         title = str(row.get("title", ROWS.get(key, key)))
-        table.append([printable(title), *(short(row.get(name)) for name in names)])
+        table.append([one_line(title), *(short(row.get(name)) for name in names)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     if sum(widths) + 2 * len(names) > WIDEST:
         table = list(zip(*table, strict=True))

@@ -1,41 +1,64 @@
 """Files that survive a crash: strict JSON, replacement in one step, whole lines or none."""
 
 import errno
+import hashlib
 import json
 import math
 import os
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
-def strict(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """The value as plain JSON: NaN and infinities become None, unknown objects their text."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): strict(item) for key, item in value.items()}
+        return {str(key): json_safe(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [strict(item) for item in value]
+        return [json_safe(item) for item in value]
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return strict(value.item())
+        return json_safe(value.item())
     return str(value)
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """``strict(value)`` as JSON that every parser reads."""
-    return json.dumps(strict(value), indent=indent, allow_nan=False)
+    """``json_safe(value)`` as JSON that every parser reads."""
+    return json.dumps(json_safe(value), indent=indent, allow_nan=False)
 
 
-def printable(text: str) -> str:
+def json_problem(value: Any, where: str) -> str | None:
+    """What would not come back from JSON as it went in (tuples aside)."""
+    parts: dict[str, Any] = {}
+    if isinstance(value, Mapping):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            return f"{where} has the key {odd[0]!r}"
+        parts = {f"{where}.{key}": item for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        parts = {f"{where}[{i}]": item for i, item in enumerate(value)}
+    elif isinstance(value, float) and not math.isfinite(value):
+        return f"{where} is {value}"
+    elif value is not None and not isinstance(value, bool | int | float | str):
+        return f"{where} is a {type(value).__name__}"
+    return next(filter(None, (json_problem(item, place) for place, item in parts.items())), None)
+
+
+def one_line(text: str) -> str:
     """The text on one line without control and formatting characters (terminal escapes, bidi)."""
     kept = (" " if c in "\n\r\t" else c for c in text)
     return "".join(c for c in kept if not unicodedata.category(c).startswith("C"))
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's contents, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -55,6 +78,16 @@ def write_atomically(path: Path, text: str) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``write_atomically`` for one value."""
+    write_atomically(path, dumps(value, 1) + "\n")
+
+
+def write_jsonl(path: Path, records: Iterable[Any]) -> None:
+    """``write_atomically`` for a line per record."""
+    write_atomically(path, "".join(dumps(record) + "\n" for record in records))
 
 
 @contextmanager
@@ -82,7 +115,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-class Lines:
+class JsonlWriter:
     """A file that grows by one JSON line at a time, whole and on the disk or not at all."""
 
     def __init__(self, path: Path):
@@ -109,7 +142,7 @@ class Lines:
         self._file.close()
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The records of a file of JSON lines, and how many lines were no whole record."""
     records, broken = [], 0
     for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -124,8 +157,8 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return records, broken
 
 
-def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[int, int]:
-    """Keep the records of a file of JSON lines that ``keep`` approves.
+def drop_later(path: Path, iteration: int) -> tuple[int, int]:
+    """Take the records of later iterations out of a file of JSON lines.
 
     Returns:
         How many records were dropped, and how many lines were broken (and dropped too).
@@ -133,7 +166,8 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> tuple[int,
     Raises:
         OSError: the file could not be rewritten; it stands as it was.
     """
-    records, broken = read_lines(path)
-    kept = [record for record in records if keep(record)]
-    write_atomically(path, "".join(dumps(record) + "\n" for record in kept))
+    records, broken = read_jsonl(path)
+    # An iteration that is no number is nobody's: such a record stays.
+    kept = [r for r in records if not isinstance(n := r.get("iteration"), int) or n <= iteration]
+    write_jsonl(path, kept)
     return len(records) - len(kept), broken

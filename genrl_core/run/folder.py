@@ -10,28 +10,33 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from genrl_core.errors import GenRLError, RecipeError
 from genrl_core.interfaces.media import Media, Prompt
-from genrl_core.run.console import Display, mode_for, standard_output
+from genrl_core.run import files
+from genrl_core.run.console import Display
 from genrl_core.run.environment import command_line, commit, environment, versions
-from genrl_core.run.files import Lines, dumps, keep_lines, printable, read_lines, write_atomically
-from genrl_core.run.glossary import GLOSSARY
 from genrl_core.run.lock import RunLock
-from genrl_core.run.pictures import Column, plots, sheet
-
-__all__ = ["GLOSSARY", "Column", "Recorder"]
+from genrl_core.run.pictures import ImageColumn, image_grid, plots
+from genrl_core.run.trackers import Trackers
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 REFRESH = 10.0
 """Seconds between updates of ``run.json`` while a run goes on."""
+_WRITTEN = (
+    "run.json", "metrics.jsonl", "events.jsonl", "samples", "plots", "before_after.png",
+    "tensorboard", "wandb", "mlflow", "mlflow.db",
+)  # fmt: skip
 
 
-class Recorder:
+class RunFolder:
     """Writes one run folder; on rank 0 only.
 
     As a context manager it closes itself, and notes an exception as the reason of the end; where a
@@ -40,20 +45,26 @@ class Recorder:
     be written are one warning: neither stops the run.
 
     Attributes:
-        folder: the run folder.
+        folder: where it lies.
     """
 
-    def __init__(self, folder: Path, lock: RunLock, run: dict[str, Any], display: Display):
+    def __init__(
+        self, folder: Path, lock: RunLock, run: dict[str, Any], info: Mapping[str, Any],
+        display: Display,
+    ):  # fmt: skip
         """Use ``create`` or ``resume``."""
         self.folder = folder
-        self._lock, self._run, self._display = lock, run, display
+        self._lock, self._display = lock, display
+        self._trackers = Trackers((), folder, "", {}, self._warn)
+        fresh: dict[str, Any] = {"status": "running", "reason": None, "finished": None}
+        fresh |= {"command": command_line(sys.argv), "commit": commit(), "versions": versions()}
+        self._run = {"results": {}} | run | dict(info) | fresh
         self._complained: set[str] = set()
-        self._written = -math.inf
-        self._metrics = Lines(folder / "metrics.jsonl")
-        self._events = Lines(folder / "events.jsonl")
+        self._metrics = files.JsonlWriter(folder / "metrics.jsonl")
+        self._events = files.JsonlWriter(folder / "events.jsonl")
         self._write_run()
         if lock.stale is not None:
-            self.event("warning", f"took over the lock of process {lock.stale}, which is dead")
+            self._warn(f"took over the lock of process {lock.stale}, which is dead")
 
     @classmethod
     def create(
@@ -75,17 +86,15 @@ class Recorder:
             RecipeError: the name is no name, or the run folder exists.
             GenRLError: the folder cannot be written.
         """
-        try:
+        with _writing(runs):
             runs.mkdir(parents=True, exist_ok=True)
             folder = _claim(runs.resolve(), name, default_name)
             lock = RunLock(folder)
             (folder / "recipe.yaml").write_text(given, encoding="utf-8")
             (folder / "recipe.resolved.yaml").write_text(resolved_yaml, encoding="utf-8")
-            write_atomically(folder / "environment.json", dumps(environment(), 1) + "\n")
-            run = {"name": folder.name, "started": _now()}
-            return cls._open(folder, lock, run, info, total, 0, json_lines, quiet)
-        except OSError as error:
-            raise GenRLError(f"{runs}: the run folder cannot be written: {error}") from error
+            files.write_json(folder / "environment.json", environment())
+            run = {"name": folder.name, "started": _now(), "iterations": total, "iteration": 0}
+            return cls(folder, lock, run, info, Display(total, json_lines, quiet))
 
     @classmethod
     def resume(
@@ -106,56 +115,46 @@ class Recorder:
         """
         folder = folder.resolve()
         if not (folder / "run.json").exists() and not (folder / "metrics.jsonl").exists():
-            raise RecipeError(
-                f"{folder} is no run folder: it has neither run.json nor metrics.jsonl"
-            )
+            raise RecipeError(f"{folder} is no run folder: run.json and metrics.jsonl are missing")
         _refuse_links(folder)
-        try:
+        with _writing(folder):
             lock = RunLock(folder)
-            dropped = [
-                _repair(folder / f"{stem}.jsonl", iteration) for stem in ("metrics", "events")
-            ]
+            logs = (folder / "metrics.jsonl", folder / "events.jsonl")
+            dropped = [files.drop_later(log, iteration) for log in logs]
             if resolved_yaml is not None:
-                write_atomically(folder / "recipe.resolved.yaml", resolved_yaml)
+                files.write_atomically(folder / "recipe.resolved.yaml", resolved_yaml)
             run, damage = _read_run(folder)
             resumed = [*run.get("resumed", []), {"time": _now(), "iteration": iteration}]
             run |= {"name": folder.name, "resumed": resumed}
-            recorder = cls._open(folder, lock, run, info, total, iteration, json_lines, quiet)
-        except OSError as error:
-            raise GenRLError(f"{folder}: the run folder cannot be written: {error}") from error
+            run |= {"iterations": total, "iteration": iteration}
+            found = cls(folder, lock, run, info, Display(total, json_lines, quiet))
         if damage:
-            recorder.event("warning", damage)
+            found._warn(damage)
         later, broken = (sum(counts) for counts in zip(*dropped, strict=True))
-        recorder.event("resume", f"resumed after iteration {iteration}", later=later, broken=broken)
-        return recorder
+        found.event("resume", f"resumed after iteration {iteration}", later=later, broken=broken)
+        return found
 
-    @classmethod
-    def _open(
-        cls, folder: Path, lock: RunLock, run: dict[str, Any], info: Mapping[str, Any], total: int,
-        iteration: int, json_lines: bool, quiet: bool,
-    ) -> Self:  # fmt: skip
-        stream = standard_output()
-        display = Display(total, mode_for(stream, json_lines=json_lines, quiet=quiet), stream)
-        fresh: dict[str, Any] = {
-            "status": "running",
-            "reason": None,
-            "finished": None,
-            "iterations": total,
-        }
-        fresh |= {"iteration": iteration, "command": command_line(sys.argv), "commit": commit()}
-        fresh |= {"versions": versions(), "results": run.get("results", {})}
-        return cls(folder, lock, run | dict(info) | fresh, display)
+    def track(self, names: Sequence[str], config: Mapping[str, Any]) -> None:
+        """Log to these trackers as well; ``config`` is the resolved recipe.
+
+        Raises:
+            RecipeError: one of them is not installed.
+        """
+        run_id = self.folder.name + re.sub(r"\D", "", f"-{self._run.get('started')}")[:15]
+        self._trackers = Trackers(names, self.folder, run_id, config, self._warn)
 
     def iteration(self, metrics: Mapping[str, float | int | None]) -> None:
         """Log one iteration; ``metrics`` holds its number under ``iteration``."""
-        record: dict[str, Any] = {"iteration": int(metrics["iteration"] or 0)}
-        record |= {name: value for name, value in metrics.items() if name != "iteration"}
+        number = int(metrics["iteration"] or 0)
+        record: dict[str, Any] = {"iteration": 0, **metrics} | {"iteration": number}
         lost = [n for n, v in record.items() if isinstance(v, float) and not math.isfinite(v)]
         if lost:
             record["non_finite"] = lost
-        self._run["iteration"] = record["iteration"]
-        self._append(self._metrics, record, "metrics")
+        self._run["iteration"] = number
+        with self._reported("metrics"):
+            self._metrics.append(record)
         self._display.iteration(record)
+        self._trackers.log(record, number)
         if time.monotonic() - self._written > REFRESH:
             self._write_run()
 
@@ -163,46 +162,38 @@ class Recorder:
         """Log what is no number; kinds ``warning``, ``error`` and ``note`` are shown as well."""
         record = {"time": _now(), "iteration": self._run["iteration"], "kind": kind}
         record |= {"message": message, **({"data": data} if data else {})}
-        self._append(self._events, record, "events")
+        with self._reported("events"):
+            self._events.append(record)
         self._display.message(kind, message, data)
 
-    def samples(
-        self, iteration: int, media: Media, prompts: Sequence[Prompt], title: str = ""
-    ) -> None:
+    def samples(self, iteration: int, media: Media, prompts: Sequence[Prompt]) -> None:
         """Write ``samples/iter_<iteration>``: ``index.jsonl`` and, of pixels, ``grid.png``."""
-
-        def draw() -> None:
+        with self._drawing(f"the samples of iteration {iteration}"):
             folder = self.folder / "samples" / f"iter_{iteration:06d}"
             folder.mkdir(parents=True, exist_ok=True)
             texts = media.texts or [None] * len(media)
             lines = [
-                {"index": i, "prompt_id": prompt.id, "prompt": printable(prompt.text)}
-                | ({} if text is None else {"text": printable(text)})
+                {"index": i, "prompt_id": prompt.id, "prompt": files.one_line(prompt.text)}
+                | ({} if text is None else {"text": files.one_line(text)})
                 for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
             ]
-            write_atomically(folder / "index.jsonl", "".join(dumps(line) + "\n" for line in lines))
+            files.write_jsonl(folder / "index.jsonl", lines)
             if media.pixels is not None:
-                column = Column("samples", media, prompts, {})
-                sheet([column], title or f"iteration {iteration}", 32, 12).save(folder / "grid.png")
+                column = ImageColumn("samples", media, prompts, {})
+                grid = image_grid([column], f"iteration {iteration}", 32, 12)
+                grid.save(folder / "grid.png")
+                self._trackers.image("samples", np.asarray(grid), iteration)
 
-        self._picture(f"the samples of iteration {iteration}", draw)
-
-    def before_after(self, columns: Sequence[Column], title: str = "") -> None:
+    def before_after(self, columns: Sequence[ImageColumn], title: str) -> None:
         """Write ``before_after.png``: a row per prompt, a column per policy."""
-
-        def draw() -> None:
-            sheet(columns, title or self.folder.name).save(self.folder / "before_after.png")
-
         if all(column.media.pixels is not None for column in columns):
-            self._picture("before_after.png", draw)
+            with self._drawing("before_after.png"):
+                image_grid(columns, title).save(self.folder / "before_after.png")
 
     def plots(self) -> None:
         """Write ``plots/*.png`` from everything logged so far."""
-
-        def draw() -> None:
-            plots(read_lines(self.folder / "metrics.jsonl")[0], self.folder / "plots")
-
-        self._picture("plots", draw)
+        with self._drawing("plots"):
+            plots(files.read_jsonl(self.folder / "metrics.jsonl")[0], self.folder / "plots")
 
     def finish(
         self, status: str, reason: str | None = None, results: Mapping[str, Any] | None = None
@@ -220,11 +211,15 @@ class Recorder:
             self._run["results"] = results
         self._write_run()
         self._display.finish(self._run, str(self.folder))
+        rows = [(row, n) for row, n in (results or {}).items() if isinstance(n, Mapping)]
+        ends = {f"{row}/{name}": value for row, named in rows for name, value in named.items()}
+        self._trackers.log(ends, self._run["iteration"])
 
     def close(self) -> None:
         """Give everything back; a run that nobody finished is noted as failed."""
         if self._run["status"] == "running":
             self.finish("failed", "ended without a reason")
+        self._trackers.close()
         self._display.close()
         self._metrics.close()
         self._events.close()
@@ -234,55 +229,58 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is not None and issubclass(kind, RecipeError) and self._unused():
-            self._discard()
+        running = self._run["status"] == "running"
+        fresh = running and "resumed" not in self._run and not self._run["iteration"]
+        if kind is not None and issubclass(kind, RecipeError) and fresh:
+            self._display.message("note", f"nothing was trained: {self.folder} is taken back", {})
+            self._run["status"] = "failed"  # so that close has nothing to finish
+            self.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
             return
-        if kind is not None and self._run["status"] == "running":
+        if kind is not None and running:
             stopped = issubclass(kind, KeyboardInterrupt)
             known = issubclass(kind, GenRLError)
             reason = f"{error}" if known else f"{kind.__name__}: {error}".rstrip(": ")
             self.finish("stopped" if stopped else "failed", reason)
         self.close()
 
-    def _unused(self) -> bool:
-        """A new run, before its first iteration."""
-        fresh = "resumed" not in self._run and not self._run["iteration"]
-        return fresh and self._run["status"] == "running"
-
-    def _discard(self) -> None:
-        self._display.message("note", f"nothing was trained: {self.folder} is taken back", {})
-        self._run["status"] = "failed"  # so that close has nothing to finish
-        self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _append(self, lines: Lines, record: Mapping[str, Any], what: str) -> None:
-        try:
-            lines.append(record)
-        except (OSError, ValueError) as error:
-            self._complain(what, error)
+    def _warn(self, message: str) -> None:
+        self.event("warning", message)
 
     def _write_run(self) -> None:
         self._written = time.monotonic()
-        try:
-            write_atomically(self.folder / "run.json", dumps(self._run, 1) + "\n")
-        except OSError as error:
-            self._complain("run.json", error)
+        with self._reported("run.json"):
+            files.write_json(self.folder / "run.json", self._run)
 
-    def _complain(self, what: str, error: Exception) -> None:
+    @contextmanager
+    def _reported(self, what: str) -> Iterator[None]:
         """Warn once per file, and on screen if the events are what cannot be written."""
-        if what not in self._complained:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if what in self._complained:
+                return
             self._complained.add(what)
             message = f"{what} cannot be written to {self.folder}: {error}; the run goes on"
             if what == "events":
                 self._display.message("warning", message, {})
             else:
-                self.event("warning", message)
+                self._warn(message)
 
-    def _picture(self, what: str, draw: Callable[[], None]) -> None:
+    @contextmanager
+    def _drawing(self, what: str) -> Iterator[None]:
         try:
-            draw()
+            yield
         except Exception as error:  # noqa: BLE001  (whatever it is, it is only a picture)
-            self.event("warning", f"{what} could not be drawn: {type(error).__name__}: {error}")
+            self._warn(f"{what} could not be drawn: {type(error).__name__}: {error}")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise GenRLError(f"{folder}: the run folder cannot be written: {error}") from error
 
 
 def _claim(runs: Path, name: str | None, default_name: str) -> Path:
@@ -311,18 +309,9 @@ def _claim(runs: Path, name: str | None, default_name: str) -> Path:
 
 def _refuse_links(folder: Path) -> None:
     """A run folder from elsewhere must not make us write outside of it."""
-    names = ("run.json", "metrics.jsonl", "events.jsonl", "samples", "plots", "before_after.png")
-    for path in [*(folder / name for name in names), *folder.glob("samples/iter_*")]:
+    for path in [*(folder / name for name in _WRITTEN), *folder.glob("samples/iter_*")]:
         if path.is_symlink():
             raise RecipeError(f"{path} is a link: a run folder is written without following links")
-
-
-def _repair(path: Path, iteration: int) -> tuple[int, int]:
-    def known(record: dict[str, Any]) -> bool:
-        number = record.get("iteration")
-        return not isinstance(number, int) or number <= iteration
-
-    return keep_lines(path, known)
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], str | None]:

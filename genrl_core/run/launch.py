@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from genrl_core.run.signals import handled
+
 _CODE_FILE = "GENRL_EXIT_CODE_FILE"
 
 
@@ -32,19 +34,12 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         # Its own session, so that a terminal's interrupt reaches the processes once, from here.
         child = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603
 
-        def hand_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # its signature
+        def hand_on(number: int, _frame: FrameType | None) -> None:
             # torch's launcher knows these two; the others would end it and leave its processes.
             child.send_signal(number if number == signal.SIGINT else signal.SIGTERM)
 
-        kinds = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup
-            kinds.append(signal.SIGHUP)
-        before = {kind: signal.signal(kind, hand_on) for kind in kinds}
-        try:
+        with handled(hand_on):
             code = child.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         return int(code_file.read_text()) if code_file.is_file() else min(abs(code), 1)
 
 

@@ -52,12 +52,13 @@ def _saved_weights(
         newest, problems = checkpoint.latest(path)
         if newest is None:
             raise RecipeError(f"{path} holds no valid checkpoint: " + "; ".join(problems))
-        path = newest
-    snapshot = checkpoint.load(path)
+        snapshot = newest
+    else:
+        snapshot = checkpoint.load(path)
     tensors = dict(snapshot.tensors["policy"])
     if not any(".lora_" in name for name in tensors):
         return tensors
-    own = path.resolve().parent.parent / RESOLVED_FILE
+    own = snapshot.path.resolve().parent.parent / RESOLVED_FILE
     if not own.is_file():
         raise RecipeError(
             f"policy.weights: {path} holds adapters alone, and {own}, which says what they stand "

@@ -17,8 +17,9 @@ from genrl_core.run.assembly import build_trainer
 from genrl_core.run.baseline import Measured, measure_baseline
 from genrl_core.run.console import metrics_line
 from genrl_core.run.dry_run import dry_run as run_dry
-from genrl_core.run.folder import Recorder
+from genrl_core.run.folder import RunFolder
 from genrl_core.run.signals import Signals
+from genrl_core.run.trackers import missing
 from genrl_core.text import format_value
 
 DONE, STOPPED = 0, 75
@@ -44,6 +45,8 @@ def run(
     Raises:
         GenRLError: with the reason; the last good checkpoint stays.
     """
+    if absent := missing(recipe.run.trackers):
+        raise RecipeError("; ".join(absent))
     runtime = Runtime(recipe.run.device)
     code = DONE
     try:
@@ -78,7 +81,7 @@ class _Run:
         self._started = self._saved = time.monotonic()
         self._signals = Signals()
         self._empty = 0
-        self._recorder: Recorder | None = None
+        self._recorder: RunFolder | None = None
         self._early: list[tuple[str, str, dict[str, Any]]] = []
         # All that could refuse a resume comes before its folder is touched.
         self._resumed = None if resume is None else self._accepted(resume)
@@ -123,18 +126,18 @@ class _Run:
         found = "; ".join(skipped) or "there is no checkpoint"
         raise RecipeError(f"{folder} cannot be resumed: {found}")
 
-    def _record_in(self, folder: Path, json: bool, quiet: bool) -> Recorder:
+    def _record_in(self, folder: Path, json: bool, quiet: bool) -> RunFolder:
         """The recorder of a new run in the folder of all runs, or of the run that is resumed."""
         recipe, total = self._recipe, self._recipe.train.iterations
         seed, ranks = recipe.run.seed, self._runtime.world_size
         info = {"seed": seed, "world_size": ranks, "recipe": recipe.name}
         if self._resumed is None:
-            return Recorder.create(
+            return RunFolder.create(
                 folder, recipe.run.name, recipe.name, recipe.given, recipe.to_yaml(), info, total,
                 json, quiet,
             )  # fmt: skip
         done = self._resumed[1].iteration
-        return Recorder.resume(folder, done, info, total, json, quiet, recipe.to_yaml())
+        return RunFolder.resume(folder, done, info, total, json, quiet, recipe.to_yaml())
 
     def _build(self) -> Trainer:
         return build_trainer(
@@ -152,6 +155,8 @@ class _Run:
                 raise _Interrupted from None
 
     def _go(self) -> int:
+        if self._recorder:
+            self._recorder.track(self._recipe.run.trackers, self._recipe.resolved)
         self._note("note", f"loading {self._recipe.name}; run folder: {self._folder}")
         trainer = self._resumed[0] if self._resumed else self._build()
         results = self._measure_base(trainer)
@@ -170,10 +175,10 @@ class _Run:
             GenRLError: there is no checkpoint to go on from.
         """
         with self._signals.spared():
-            saved = checkpoint.newest(self._folder)
-            if saved is None:
+            saved = checkpoint.saved_steps(self._folder)
+            if not saved:
                 raise GenRLError("ended by a second signal before there was a checkpoint") from None
-            reason = f"a second signal; the last checkpoint is {saved.name}"
+            reason = f"a second signal; the last checkpoint is {saved[-1].name}"
             if self._recorder:
                 self._recorder.finish("stopped", f"{reason}; {self._way_on()}", {})
 

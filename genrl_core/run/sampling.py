@@ -8,7 +8,7 @@ from genrl_core.errors import RecipeError
 from genrl_core.interfaces.media import Prompt
 from genrl_core.recipe.recipe import RESOLVED_FILE, load_recipe
 from genrl_core.run.api import Run, generate, load_policy
-from genrl_core.run.pictures import Column, sheet
+from genrl_core.run.pictures import ImageColumn, image_grid
 
 
 def sample(
@@ -44,8 +44,8 @@ def sample(
         out.write_text("".join(f"{p.text}\t{t}\n" for p, t in pairs), encoding="utf-8")
         return out
     try:
-        column = Column(recipe.name, media, drawn, {})
-        sheet([column], recipe.name, len(asked), num, largest=None).save(out)
+        column = ImageColumn(recipe.name, media, drawn, {})
+        image_grid([column], recipe.name, len(asked), num, largest=None).save(out)
     except (OSError, ValueError) as error:
         message = f"{out} cannot be written: {error}; choose an --out that ends in .png"
         raise RecipeError(message) from error

@@ -14,7 +14,11 @@ from genrl_core.loop.weights import REFERENCE
 from genrl_core.recipe.identity import refusal
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run import checkpoint
-from genrl_core.run.moments import load_optimizer, optimizer_state, optimizer_tensors
+from genrl_core.run.optimizer import (
+    check_optimizer_state,
+    load_optimizer_state,
+    optimizer_state,
+)
 
 
 def save(trainer: Trainer, recipe: Recipe, folder: Path) -> None:
@@ -25,7 +29,7 @@ def save(trainer: Trainer, recipe: Recipe, folder: Path) -> None:
     """
     if not trainer.parts.runtime.main:
         return
-    tensors, optimizer = optimizer_tensors(trainer.parts.optimizer)
+    tensors, optimizer = optimizer_state(trainer.parts.policy.network, trainer.parts.optimizer)
     state = {"recipe": recipe.essence(), "base": _base(trainer, recipe), "optimizer": optimizer}
     state |= trainer.state_dict()
     sets = trainer.weight_sets
@@ -48,7 +52,7 @@ def check(
         CheckpointError: it belongs to another recipe, network or reference, or it is damaged.
     """
     state, tensors, path = snapshot.state, snapshot.tensors, snapshot.path
-    with checkpoint.understood(path):
+    with checkpoint.as_checkpoint_error(path):
         if why := refusal(state["recipe"], recipe, snapshot.iteration):
             raise CheckpointError(
                 f"{path} was written by another recipe ({why}): resume with the run's own "
@@ -83,7 +87,8 @@ def restore(
     for name in trainer.averages:
         trainer.weight_sets.load_state_dict(tensors[f"slot_{name}"], name)
     if to_learn:
-        load_optimizer(trainer.parts.optimizer, tensors["optimizer"], state["optimizer"])
+        network, moments = trainer.parts.policy.network, tensors["optimizer"]
+        load_optimizer_state(network, trainer.parts.optimizer, moments, state["optimizer"])
         trainer.load_state_dict(state, snapshot.iteration)
 
 
@@ -96,7 +101,8 @@ def _base(trainer: Trainer, recipe: Recipe) -> str:
 def _check_learning(
     trainer: Trainer, recipe: Recipe, state: Mapping[str, Any], moments: Mapping[str, Tensor]
 ) -> None:
-    optimizer_state(trainer.parts.optimizer, moments, state["optimizer"])
+    parts = trainer.parts
+    check_optimizer_state(parts.policy.network, parts.optimizer, moments, state["optimizer"])
     GroupFilter(recipe.filter).load_state_dict(state["filter"])
     Advantages(recipe.advantage).load_state_dict(state["statistics"])
     for name in ("scheduler_step", "skipped"):

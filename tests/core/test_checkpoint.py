@@ -21,10 +21,10 @@ from genrl_core.errors import CheckpointError
 from genrl_core.run import checkpoint, saving
 from genrl_core.run.assembly import build_trainer
 from genrl_core.run.checkpoint import latest, load, save
-from genrl_core.run.moments import load_optimizer, optimizer_tensors
+from genrl_core.run.optimizer import load_optimizer_state, optimizer_state
 from genrl_core.testing.enumerable import ToyCanvas
 
-ROOT = Path(checkpoint.__file__).parent.parent
+ROOT = Path(checkpoint.__file__).parents[2]
 
 
 def tensors(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
@@ -36,6 +36,12 @@ def tensors(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
 
 
 STATE = {"filter": {"history": [0.1, 1e-300, -0.0], "count": 3}, "best": None, "on": True}
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The path of the newest valid checkpoint, and why others were passed over."""
+    snapshot, messages = latest(folder)
+    return snapshot and snapshot.path, messages
 
 
 def names(folder: Path) -> list[str]:
@@ -52,7 +58,7 @@ def test_round_trip_is_bit_exact(tmp_path):
         for name, tensor in named.items():
             assert snapshot.tensors[group][name].dtype == tensor.dtype
             assert torch.equal(snapshot.tensors[group][name], tensor)
-    assert latest(tmp_path) == (path, [])
+    assert newest(tmp_path) == (path, [])
     assert json.loads((path.parent / "latest.json").read_text())["path"] == "step_000120"
 
 
@@ -77,7 +83,7 @@ def test_shared_viewed_and_empty_tensors(tmp_path):
 def test_what_json_cannot_hold_is_named(tmp_path, state, where):
     with pytest.raises(CheckpointError, match=where):
         save(tmp_path, 1, tensors(), state, keep=1)
-    assert latest(tmp_path) == (None, [])
+    assert newest(tmp_path) == (None, [])
 
 
 def test_pruning_keeps_the_newest_and_touches_nothing_else(tmp_path):
@@ -96,11 +102,11 @@ def test_pruning_keeps_the_newest_and_touches_nothing_else(tmp_path):
         save(tmp_path, iteration, tensors(), STATE, keep=2)
     assert set(names(tmp_path)) == strays | {"step_000030", "step_000040", "latest.json"}
     assert (outside / "keep.txt").read_text() == "mine"
-    assert latest(tmp_path) == (root / "step_000040", [])
+    assert newest(tmp_path) == (root / "step_000040", [])
     save(tmp_path, 50, tensors(), STATE, keep=4)  # more than there are
     assert {"step_000030", "step_000040", "step_000050"} <= set(names(tmp_path))
     save(tmp_path, 1_000_000, tensors(), STATE, keep=1)
-    assert latest(tmp_path)[0] == root / "step_1000000"
+    assert newest(tmp_path)[0] == root / "step_1000000"
     assert "step_000050" not in names(tmp_path)
 
 
@@ -109,7 +115,7 @@ def test_saving_earlier_than_what_stands_abandons_the_later_ones(tmp_path):
         save(tmp_path, iteration, tensors(), STATE, keep=3)
     path = save(tmp_path, 15, tensors(1), STATE, keep=3)  # resumed from 10
     assert names(tmp_path) == ["latest.json", "step_000010", "step_000015"]
-    assert latest(tmp_path) == (path, [])
+    assert newest(tmp_path) == (path, [])
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -168,7 +174,7 @@ def damage_empty(path: Path) -> str:
 def damage_version(path: Path) -> str:
     manifest = json.loads((path / "MANIFEST.json").read_text())
     (path / "MANIFEST.json").write_text(json.dumps(manifest | {"format": 99}))
-    return r"format version 99 is unknown; this GenRL reads 1"
+    return r"format version 99 is unknown; this GenRL reads 2"
 
 
 def damage_iteration(path: Path) -> str:
@@ -207,7 +213,7 @@ def test_damage_is_named_and_the_older_one_taken(tmp_path, damage):
     with pytest.raises(CheckpointError, match=message) as caught:
         load(bad)
     assert str(bad) in str(caught.value)
-    path, messages = latest(tmp_path)
+    path, messages = newest(tmp_path)
     assert path == good
     assert len(messages) == 1
     assert str(caught.value) in messages[0]
@@ -230,19 +236,19 @@ def test_any_flipped_bit_of_any_file_is_noticed(tmp_path):
 
 
 def test_latest_json_is_a_hint_and_never_obeyed(tmp_path):
-    assert latest(tmp_path) == (None, [])
+    assert newest(tmp_path) == (None, [])
     path = save(tmp_path, 10, tensors(), STATE, keep=2)
     pointer = path.parent / "latest.json"
     pointer.write_text('{"path": "step_000099"}')
-    found, messages = latest(tmp_path)
+    found, messages = newest(tmp_path)
     assert found == path
     assert "step_000099" in messages[0]
     pointer.write_text("{half")
-    assert latest(tmp_path)[0] == path
+    assert newest(tmp_path)[0] == path
     pointer.unlink()
-    assert latest(tmp_path) == (path, [])
+    assert newest(tmp_path) == (path, [])
     shutil.rmtree(path)
-    assert latest(tmp_path) == (None, [])
+    assert newest(tmp_path) == (None, [])
     with pytest.raises(CheckpointError, match="there is no such checkpoint"):
         load(path)
 
@@ -294,7 +300,7 @@ def test_killed_at_any_system_call_a_checkpoint_is_whole_or_absent(tmp_path):
         for iteration in (10, 20):
             save(folder, iteration, tensors(iteration), STATE, keep=2)
         ended = killed_at(count, folder)
-        path, messages = latest(folder)
+        path, messages = newest(folder)
         assert messages == []
         for step in (folder / "checkpoints").glob("step_*"):
             load(step)  # no older one is half-deleted either
@@ -303,7 +309,7 @@ def test_killed_at_any_system_call_a_checkpoint_is_whole_or_absent(tmp_path):
         expected = tensors(seed)["policy"]["a.weight"]
         assert torch.equal(load(path).tensors["policy"]["a.weight"], expected)
         again = save(folder, 30, tensors(3), STATE, keep=2)
-        assert latest(folder) == (again, [])
+        assert newest(folder) == (again, [])
         assert names(folder) == ["latest.json", "step_000020", "step_000030"], "leftovers"
         if ended == 0:
             break
@@ -318,7 +324,7 @@ SLOW_WRITER = """
     import sys, time
     from pathlib import Path
     import torch
-    from genrl_core.run import checkpoint, manifest
+    from genrl_core.run import checkpoint
 
     stage, folder = sys.argv[1], Path(sys.argv[2])
 
@@ -330,22 +336,29 @@ SLOW_WRITER = """
         path.write_bytes(b"half of a file")
         stop()
 
+    write = checkpoint.write_atomically
+
+    def stop_before(path, text):
+        if stage == f"before {path.name}":
+            stop()
+        write(path, text)
+
+    checkpoint.write_atomically = stop_before
     if stage == "tensors":
         checkpoint.save_file = half
-    elif stage == "before manifest":
-        manifest.write_atomically = stop
     elif stage == "before renaming":
         checkpoint._move_in = stop
-    elif stage == "before latest.json":
-        checkpoint.write_atomically = stop
     checkpoint.save(folder, 20, {"policy": {"w": torch.ones(3)}}, {}, keep=2)
 """
 
 
 @pytest.mark.parametrize(
     ("stage", "expected"),
-    [("tensors", 10), ("before manifest", 10), ("before renaming", 10), ("before latest.json", 20)],
-)
+    [
+        ("tensors", 10), ("before MANIFEST.json", 10), ("before renaming", 10),
+        ("before latest.json", 20),
+    ],
+)  # fmt: skip
 def test_a_writer_killed_from_outside(tmp_path, stage, expected):
     save(tmp_path, 10, tensors(), STATE, keep=2)
     writer = subprocess.Popen(
@@ -359,7 +372,7 @@ def test_a_writer_killed_from_outside(tmp_path, stage, expected):
     writer.wait()
     writer.stdout.close()
     assert any(name.startswith(".tmp-step_000020") for name in names(tmp_path)) == (expected == 10)
-    path, _ = latest(tmp_path)
+    path, _ = newest(tmp_path)
     assert load(path).iteration == expected
     save(tmp_path, 30, tensors(), STATE, keep=5)
     assert not any(name.startswith(".tmp-") for name in names(tmp_path))
@@ -458,7 +471,7 @@ def test_an_optimizer_continues_identically(tmp_path, kind, steps):
     straight = model()
     straight_optimizer = adamw(straight, **KINDS[kind]())
     learn(straight, straight_optimizer, range(steps))
-    held, json_state = optimizer_tensors(straight_optimizer)
+    held, json_state = optimizer_state(straight, straight_optimizer)
     groups = {"policy": straight.state_dict(), "optimizer": held}
     path = save(tmp_path, steps, groups, {"optimizer": json_state}, keep=1)
     learn(straight, straight_optimizer, range(steps, 8))
@@ -467,7 +480,9 @@ def test_an_optimizer_continues_identically(tmp_path, kind, steps):
     resumed = model()
     resumed_optimizer = adamw(resumed, **KINDS[kind]())
     resumed.load_state_dict(snapshot.tensors["policy"])
-    load_optimizer(resumed_optimizer, snapshot.tensors["optimizer"], snapshot.state["optimizer"])
+    load_optimizer_state(
+        resumed, resumed_optimizer, snapshot.tensors["optimizer"], snapshot.state["optimizer"]
+    )
     kept = {name: tensor.clone() for name, tensor in snapshot.tensors["optimizer"].items()}
     learn(resumed, resumed_optimizer, range(steps, 8))
 
@@ -497,35 +512,93 @@ def assert_equal_nested(a, b) -> None:
 def test_settings_that_are_tensors_survive(tmp_path):
     network = model()
     optimizer = torch.optim.AdamW(network.parameters(), lr=torch.tensor(0.01), foreach=False)
-    held, json_state = optimizer_tensors(optimizer)
-    assert "group0.lr" in held
+    held, json_state = optimizer_state(network, optimizer)
+    assert "param_groups.0.lr" in held
     snapshot = load(save(tmp_path, 0, {"o": held}, {"o": json_state}, keep=1))
     other = torch.optim.AdamW(network.parameters(), lr=torch.tensor(0.5), foreach=False)
-    load_optimizer(other, snapshot.tensors["o"], snapshot.state["o"])
+    load_optimizer_state(network, other, snapshot.tensors["o"], snapshot.state["o"])
     assert torch.equal(other.param_groups[0]["lr"], torch.tensor(0.01))
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "message"),
-    [
-        (
-            lambda n: torch.optim.SGD(n.parameters(), lr=0.1),
-            "optimizer is AdamW, the recipe's is SGD",
-        ),
-        (lambda n: torch.optim.AdamW(n.parameters()), r"groups of \[2, 2\] parameters, here \[4\]"),
-        (
-            lambda n: adamw(
-                torch.nn.Sequential(torch.nn.Linear(4, 9), n[1], torch.nn.Linear(9, 2))
-            ),
-            r"shape \[8, 4\], here \[9, 4\]",
-        ),
-    ],
-)
-def test_another_optimizer_is_refused(optimizer, message):
+def test_what_is_saved_is_named_after_its_parameter():
     network = model()
-    held, json_state = optimizer_tensors(adamw(network))
+    optimizer = adamw(network)
+    learn(network, optimizer, range(1))
+    held, json_state = optimizer_state(network, optimizer)
+    entries = ("exp_avg", "exp_avg_sq", "step")
+    assert sorted(held) == [f"{n}.{e}" for n in sorted(network.state_dict()) for e in entries]
+    assert [group["params"] for group in json_state["param_groups"]] == [
+        ["0.weight", "2.weight"], ["0.bias", "2.bias"],
+    ]  # fmt: skip
+    assert json.loads(json.dumps(json_state))
+
+
+def test_an_optimizer_that_took_no_step_takes_none_by_being_saved_or_loaded():
+    """Torch would give it a state by a step with zero gradients, which bias corrections count."""
+    network = model()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    optimizer, other = adamw(network), adamw(network)
+    load_optimizer_state(network, other, *optimizer_state(network, optimizer))
+    assert not optimizer.state and not other.state
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
+
+
+def test_a_parameter_without_a_gradient_has_no_state_before_or_after(tmp_path):
+    network, still = model(), model()
+    optimizer = adamw(network)
+    network[2].bias.requires_grad_(False)
+    learn(network, optimizer, range(2))
+    network[2].bias.requires_grad_(True)
+    held, json_state = optimizer_state(network, optimizer)
+    snapshot = load(save(tmp_path, 2, {"o": held}, {"o": json_state}, keep=1))
+    other = adamw(still)
+    load_optimizer_state(still, other, snapshot.tensors["o"], snapshot.state["o"])
+    assert_equal_nested(optimizer.state_dict(), other.state_dict())
+    assert still[2].bias not in other.state
+    still.load_state_dict(network.state_dict())
+    for each, one in ((network, optimizer), (still, other)):
+        learn(each, one, range(2, 4))
+    assert all(torch.equal(t, still.state_dict()[name]) for name, t in network.state_dict().items())
+
+
+def other_network():
+    network = model()
+    network[0], network[2] = torch.nn.Linear(4, 9), torch.nn.Linear(9, 2)
+    return network
+
+
+REFUSED = {
+    "another class": (
+        model, lambda n: torch.optim.SGD(n.parameters(), lr=0.1),
+        "optimizer is AdamW, the recipe's is SGD",
+    ),
+    "other groups": (
+        model, lambda n: torch.optim.AdamW(n.parameters()), "trains parameters in other groups",
+    ),
+    "fewer parameters": (
+        model, lambda n: torch.optim.AdamW(n[0].parameters()),
+        r"trains other parameters \(2\.bias, 2\.weight\)",
+    ),
+    "other shapes": (
+        other_network, adamw,
+        r"exp_avg of 0\.weight is float32 \[8, 4\], and its parameter is float32 \[9, 4\]",
+    ),
+    "another type": (
+        lambda: model().double(), adamw, "of 0.weight is float32 .*, and its parameter is float64",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_another_optimizer_is_refused(case):
+    network = model()
+    optimizer = adamw(network)
+    learn(network, optimizer, range(1))
+    held, json_state = optimizer_state(network, optimizer)
+    other, build, message = REFUSED[case]
+    found = other()
     with pytest.raises(CheckpointError, match=message):
-        load_optimizer(optimizer(network), held, json_state)
+        load_optimizer_state(found, build(found), held, json_state)
 
 
 def test_no_pickle_is_written_or_read(tmp_path, monkeypatch):
@@ -538,7 +611,7 @@ def test_no_pickle_is_written_or_read(tmp_path, monkeypatch):
     network = model()
     optimizer = adamw(network)
     learn(network, optimizer, range(2))
-    held, json_state = optimizer_tensors(optimizer)
+    held, json_state = optimizer_state(network, optimizer)
     groups = {"policy": network.state_dict(), "optimizer": held}
     path = save(tmp_path, 2, groups, {"optimizer": json_state}, keep=1)
     load(path)
@@ -553,28 +626,38 @@ def test_no_pickle_is_written_or_read(tmp_path, monkeypatch):
 
 
 def shorter(held, packed):
-    held["0.exp_avg"] = held["0.exp_avg"][:1].clone()
+    held["table.exp_avg"] = held["table.exp_avg"][:1].clone()
 
 
 def scalar(held, packed):
-    held["0.exp_avg_sq"] = torch.tensor(1.0)
+    held["table.exp_avg_sq"] = torch.tensor(1.0)
 
 
 def halved(held, packed):
-    held["1.exp_avg"] = held["1.exp_avg"].half()
+    held["second.exp_avg"] = held["second.exp_avg"].half()
 
 
 def lacking(held, packed):
-    del held["1.exp_avg_sq"]
+    del held["second.exp_avg_sq"], packed["state"]["second"]["exp_avg_sq"]
+
+
+def lost(held, packed):
+    del held["second.exp_avg_sq"]
 
 
 def unstepped(held, packed):
-    for name in [name for name in held if name.startswith("1.")]:
+    for name in [name for name in held if name.startswith("second.")]:
         del held[name]
 
 
 def foreign(held, packed):
-    held["7.exp_avg"] = torch.ones(2)
+    held["seventh.exp_avg"] = torch.ones(2)
+
+
+def foreign_and_described(held, packed):
+    for name in packed["state"]["second"]:
+        held[f"seventh.{name}"] = held[f"second.{name}"]
+    packed["state"]["seventh"] = packed["state"]["second"]
 
 
 def odd_name(held, packed):
@@ -582,28 +665,32 @@ def odd_name(held, packed):
 
 
 def many_steps(held, packed):
-    held["0.step"] = torch.ones(3)
+    held["table.step"] = torch.ones(3)
 
 
 def whole_steps(held, packed):
-    held["0.step"] = torch.tensor(3)
+    held["table.step"] = torch.tensor(3)
 
 
 def settings_lost(held, packed):
-    del packed["groups"][0]["betas"]
+    del packed["param_groups"][0]["betas"]
 
 
 def settings_odd(held, packed):
-    packed["groups"][0]["lr"] = "fast"
+    packed["param_groups"][0]["lr"] = "fast"
 
 
 def listed(held, packed):
-    packed["groups"] = [[1, 2], [3]]
+    packed["param_groups"] = [[1, 2], [3]]
+
+
+def regrouped(held, packed):
+    packed["param_groups"][0]["params"] = ["second", "table"]
 
 
 ODD = [
-    shorter, scalar, halved, lacking, unstepped, foreign, odd_name, many_steps, whole_steps,
-    settings_lost, settings_odd, listed,
+    shorter, scalar, halved, lacking, lost, unstepped, foreign, foreign_and_described, odd_name,
+    many_steps, whole_steps, settings_lost, settings_odd, listed, regrouped,
 ]  # fmt: skip
 
 
@@ -626,11 +713,11 @@ def trainer_of(toy_recipe):
         first.parts.optimizer.step()
         first.iteration = 2
         saving.save(first, recipe, folder)
-        snapshot = load(latest(folder)[0])
+        snapshot = latest(folder)[0]
         groups, state = dict(snapshot.tensors), dict(snapshot.state)
         change(groups["optimizer"], state["optimizer"])
         save(folder, 2, groups, state, keep=2)
-        return build_trainer(recipe, policy=Layered()), recipe, load(latest(folder)[0])
+        return build_trainer(recipe, policy=Layered()), recipe, latest(folder)[0]
 
     return make
 
@@ -681,7 +768,7 @@ def test_a_state_that_no_save_wrote_is_passed_over(tmp_path, kind):
     (newer / "MANIFEST.json").write_text(json.dumps(said))
     failed = None
     try:
-        found = latest(tmp_path)
+        found = newest(tmp_path)
     except Exception as error:  # noqa: BLE001  # whatever it is
         failed = error
     assert failed is None, repr(failed)

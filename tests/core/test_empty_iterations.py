@@ -40,9 +40,8 @@ class Sometimes(ToyReward):
 def everything(trainer: Trainer, recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What a checkpoint holds, but for the counters of iterations."""
     save(trainer, recipe, folder)
-    newest, _ = checkpoint.latest(folder)
-    assert newest is not None
-    snapshot = checkpoint.load(newest)
+    snapshot, _ = checkpoint.latest(folder)
+    assert snapshot is not None
     tensors = {f"{g}/{n}": t for g, named in snapshot.tensors.items() for n, t in named.items()}
     state = {
         k: v

@@ -224,9 +224,9 @@ def test_a_resumed_run_is_the_same_and_saved_in_float32(
     newest, _ = checkpoint.latest(tmp_path)
     assert newest is not None
     for group in ("policy", "slot_ema"):
-        saved = load_file(newest / f"{group}.safetensors")
+        saved = load_file(newest.path / f"{group}.safetensors")
         assert {saved[name].dtype for name in first.weight_sets.trainable} == {torch.float32}
-    restore(second, recipe, checkpoint.load(newest))
+    restore(second, recipe, newest)
     for _ in range(2):
         second.step()
     for name in ("current", "ema"):

@@ -128,7 +128,7 @@ def test_resume_is_bit_identical(toy_recipe: Make, tmp_path: Path, stop: int) ->
     save(first, recipe, tmp_path)
     newest, _ = checkpoint.latest(tmp_path)
     assert newest is not None
-    restore(second, recipe, checkpoint.load(newest))
+    restore(second, recipe, newest)
     for expected in wanted[stop:]:
         found = second.step().metrics
         timeless = {k: v for k, v in expected.items() if not k.startswith("seconds")}

@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,19 +24,19 @@ from genrl_core.run import files, pictures
 from genrl_core.run import folder as recorder
 from genrl_core.run.console import short, summary_lines
 from genrl_core.run.environment import VARIABLES, command_line
-from genrl_core.run.files import dumps, printable, read_lines, strict
-from genrl_core.run.folder import Recorder
+from genrl_core.run.files import dumps, json_safe, one_line, read_jsonl
+from genrl_core.run.folder import RunFolder
 from genrl_core.run.glossary import GLOSSARY
-from genrl_core.run.pictures import Column, sheet
+from genrl_core.run.pictures import ImageColumn, image_grid
 
-ROOT = Path(recorder.__file__).parent.parent
+ROOT = Path(recorder.__file__).parents[2]
 PROMPTS = [Prompt(f"p{i}", f"a handwritten {i}") for i in range(3)]
 METRICS = {"reward": 0.5, "loss": -0.01, "drift": 1.2e-7, "grad_norm": 1.5, "seconds": 1.26}
 
 
-def create(runs: Path, name: str | None = None, **kwargs) -> Recorder:
+def create(runs: Path, name: str | None = None, **kwargs) -> RunFolder:
     kwargs = {"total": 12, "quiet": True, "info": {"seed": 3}} | kwargs
-    return Recorder.create(
+    return RunFolder.create(
         runs, name, "digits/mask", "extends: x  # as given\n", "a: 1\n", **kwargs
     )  # fmt: skip
 
@@ -50,7 +52,7 @@ def read(path: Path) -> list[dict]:
 
 def images(samples: int = 2, size: int = 8) -> tuple[Media, list[Prompt]]:
     prompts = [prompt for prompt in PROMPTS for _ in range(samples)]
-    pixels = torch.arange(len(prompts) * 3 * size * size) % 256
+    pixels = torch.arange(len(prompts) * 3 * size * size) * 7 % 251
     return Media("image", pixels.reshape(-1, 3, size, size).to(torch.uint8)), prompts
 
 
@@ -110,7 +112,7 @@ def test_command_lines_lose_only_their_secrets():
 def test_a_wrong_recipe_leaves_no_folder_behind(tmp_path, capsys):
     """Else the corrected one would be refused: the name is taken, with nothing to resume."""
 
-    def fail(run: Recorder, *records: dict[str, float]) -> None:
+    def fail(run: RunFolder, *records: dict[str, float]) -> None:
         with run:
             run.event("note", "loading")
             for record in records:
@@ -125,7 +127,7 @@ def test_a_wrong_recipe_leaves_no_folder_behind(tmp_path, capsys):
         fail(create(tmp_path, "mine"), {"iteration": 1.0} | METRICS)
     assert json.loads((tmp_path / "mine/run.json").read_text())["status"] == "failed"
     with pytest.raises(RecipeError):
-        fail(Recorder.resume(tmp_path / "mine", 0, {}, 12, quiet=True))
+        fail(RunFolder.resume(tmp_path / "mine", 0, {}, 12, quiet=True))
     assert (tmp_path / "mine/run.json").exists()
 
 
@@ -176,7 +178,7 @@ def test_links_are_not_followed(tmp_path):
     metrics.unlink()
     metrics.symlink_to(victim)
     with pytest.raises(RecipeError, match="is a link"):
-        Recorder.resume(run.folder, 0, {}, 12, quiet=True)
+        RunFolder.resume(run.folder, 0, {}, 12, quiet=True)
     assert victim.read_text() == "precious\n"
     assert list(outside.iterdir()) == [victim]
 
@@ -193,11 +195,11 @@ def test_a_runs_folder_that_is_a_file(tmp_path):
 def test_one_writer_at_a_time(tmp_path):
     run = create(tmp_path, "mine")
     with pytest.raises(RecipeError, match=rf"being written by process {os.getpid()} on"):
-        Recorder.resume(run.folder, 0, {}, 12, quiet=True)
+        RunFolder.resume(run.folder, 0, {}, 12, quiet=True)
     run.finish("stopped", "for the test")
     run.close()
     run.close()
-    again = Recorder.resume(run.folder, 0, {}, 12, quiet=True)
+    again = RunFolder.resume(run.folder, 0, {}, 12, quiet=True)
     assert [event["kind"] for event in read(run.folder / "events.jsonl")] == ["resume"]
     again.close()
 
@@ -223,12 +225,12 @@ def test_the_lock_of_a_killed_process_is_taken_over_with_a_warning(tmp_path):
     assert holder.stdout.readline() == b"held\n"
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(RecipeError, match=rf"process {holder.pid} on"):
-        Recorder.resume(folder, 0, {}, 12, quiet=True)
+        RunFolder.resume(folder, 0, {}, 12, quiet=True)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     holder.kill()
     holder.wait()
     holder.stdout.close()
-    with Recorder.resume(folder, 0, {}, 12, quiet=True) as run:
+    with RunFolder.resume(folder, 0, {}, 12, quiet=True) as run:
         run.finish("done")
     warnings = [e["message"] for e in read(folder / "events.jsonl") if e["kind"] == "warning"]
     assert warnings == [f"took over the lock of process {holder.pid}, which is dead"]
@@ -236,12 +238,26 @@ def test_the_lock_of_a_killed_process_is_taken_over_with_a_warning(tmp_path):
 
 def test_the_lock_of_another_machine_is_respected(tmp_path):
     create(tmp_path, "mine").close()
-    lock = tmp_path / "mine" / ".lock"
+    lock = tmp_path / "mine" / ".lock.json"
     lock.write_text(json.dumps({"pid": 1, "host": "node-17"}))
     with pytest.raises(RecipeError, match=rf"process 1 on node-17 .* delete {lock}"):
-        Recorder.resume(tmp_path / "mine", 0, {}, 12, quiet=True)
+        RunFolder.resume(tmp_path / "mine", 0, {}, 12, quiet=True)
     lock.write_text("garbage")
-    Recorder.resume(tmp_path / "mine", 0, {}, 12, quiet=True).close()
+    RunFolder.resume(tmp_path / "mine", 0, {}, 12, quiet=True).close()
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize("name", [".lock", ".lock.json"])
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path, name):
+    create(tmp_path, "mine").close()
+    victim = tmp_path / "victim"
+    victim.write_text("precious\n")
+    link = tmp_path / "mine" / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(victim)
+    with suppress(GenRLError):
+        RunFolder.resume(tmp_path / "mine", 0, {}, 12, quiet=True).close()
+    assert victim.read_text() == "precious\n"
 
 
 # Resuming.
@@ -259,7 +275,7 @@ def test_resuming_repairs_the_logs(tmp_path):
             file.write(b'{"iteration": 8, "rew')
     with (folder / "metrics.jsonl").open("rb+") as file:
         file.write(b"\xff\x00")  # the first line is damaged
-    with Recorder.resume(folder, 5, {"seed": 3}, 12, quiet=True) as run:
+    with RunFolder.resume(folder, 5, {"seed": 3}, 12, quiet=True) as run:
         lines = read(folder / "metrics.jsonl")
         assert [line["iteration"] for line in lines] == [2, 3, 4, 5]
         run.iteration({"iteration": 6} | METRICS)
@@ -278,7 +294,7 @@ def test_resuming_survives_a_broken_run_json(tmp_path):
     create(tmp_path, "mine").close()
     for broken in ("", "[1]", '{"status": "run'):
         (tmp_path / "mine" / "run.json").write_text(broken)
-        with Recorder.resume(tmp_path / "mine", 0, {}, 12, quiet=True) as run:
+        with RunFolder.resume(tmp_path / "mine", 0, {}, 12, quiet=True) as run:
             run.finish("done")
         assert json.loads((tmp_path / "mine" / "run.json").read_text())["status"] == "done"
     events = read(tmp_path / "mine" / "events.jsonl")
@@ -288,7 +304,7 @@ def test_resuming_survives_a_broken_run_json(tmp_path):
 def test_only_run_folders_are_resumed(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(RecipeError, match="is no run folder"):
-            Recorder.resume(folder, 0, {}, 12, quiet=True)
+            RunFolder.resume(folder, 0, {}, 12, quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -314,13 +330,13 @@ def test_metrics_are_strict_json(tmp_path):
 def test_every_float_comes_back_exactly():
     values = [0.1, 1e-300, 5e-324, 1.7976931348623157e308, -0.0, 1 / 3]
     assert [v.hex() for v in json.loads(dumps(values))] == [v.hex() for v in values]
-    assert strict({1: {float("nan")}}) == {"1": [None]}
-    assert strict(True) is True
+    assert json_safe({1: {float("nan")}}) == {"1": [None]}
+    assert json_safe(True) is True
 
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Writes through ``Lines`` fail half-way while the returned list is not empty."""
+    """Writes through ``JsonlWriter`` fail half-way while the returned list is not empty."""
     real, broken = io.FileIO.write, []
 
     class File(io.FileIO):
@@ -331,7 +347,9 @@ def full_disk(monkeypatch):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return real(self, bytes(data)[: len(data) // 2])
 
-    monkeypatch.setattr(files.Lines, "__init__", lambda s, p: setattr(s, "_file", File(p, "ab")))
+    monkeypatch.setattr(
+        files.JsonlWriter, "__init__", lambda s, p: setattr(s, "_file", File(p, "ab"))
+    )
     return broken
 
 
@@ -467,7 +485,7 @@ def test_a_terminal_gets_a_bar_and_the_same_lines(tmp_path, monkeypatch):
 
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(recorder, "standard_output", lambda: terminal)
+    monkeypatch.setattr(sys, "stdout", terminal)
     with create(tmp_path, quiet=False) as run:
         for iteration in range(1, 13):
             run.iteration({"iteration": iteration} | METRICS)
@@ -511,8 +529,8 @@ def test_no_results_no_table():
 
 
 def test_control_characters_are_stripped():
-    assert printable("a\x1b]0;evil\x07 b\nc\u202ed\u200b\x9be\ud800") == "a]0;evil b cde"
-    assert printable("naïve Δ 三 e\u0301") == "naïve Δ 三 e\u0301"
+    assert one_line("a\x1b]0;evil\x07 b\nc\u202ed\u200b\x9be\ud800") == "a]0;evil b cde"
+    assert one_line("naïve Δ 三 e\u0301") == "naïve Δ 三 e\u0301"
 
 
 def test_every_shown_metric_is_explained():
@@ -545,7 +563,7 @@ def test_texts_have_an_index_and_no_picture(tmp_path):
     with create(tmp_path) as run:
         media = Media("text", texts=("one\x07", "two", "three"))
         run.samples(0, media, PROMPTS)
-        run.before_after([Column("start", media, PROMPTS, {})])
+        run.before_after([ImageColumn("start", media, PROMPTS, {})], "t")
         run.finish("done")
     folder = run.folder / "samples" / "iter_000000"
     assert [line["text"] for line in read(folder / "index.jsonl")] == ["one", "two", "three"]
@@ -554,66 +572,130 @@ def test_texts_have_an_index_and_no_picture(tmp_path):
     assert read(run.folder / "events.jsonl") == []
 
 
+def pixels_of(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB"))
+
+
+def enlarged(sample: torch.Tensor, factor: int) -> np.ndarray:
+    return sample.permute(1, 2, 0).numpy().repeat(factor, 0).repeat(factor, 1)
+
+
+def places(page: np.ndarray, tile: np.ndarray) -> list[tuple[int, int]]:
+    """Where ``tile`` stands in the page, pixel for pixel: row and column of the first pixel."""
+    high, wide, _ = tile.shape
+    corner = (page[: len(page) - high + 1, : page.shape[1] - wide + 1] == tile[0, 0]).all(-1)
+    found = zip(*corner.nonzero(), strict=True)
+    return [(y, x) for y, x in found if (page[y : y + high, x : x + wide] == tile).all()]
+
+
 def test_before_after_shows_every_pixel_enlarged(tmp_path):
     media, prompts = images(samples=2)
     metrics = {"accuracy": 0.5, "Fréchet distance": 12.0, "lost": None}
-    columns = [Column(t, media, prompts, metrics) for t in ("start", "best base", "end")]
+    columns = [ImageColumn(t, media, prompts, metrics) for t in ("start", "best base", "end")]
     with create(tmp_path) as run:
         run.before_after(columns, "title")
         run.finish("done")
     with Image.open(run.folder / "before_after.png") as image:
-        page = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        page = page.reshape(image.height, image.width, 3).permute(2, 0, 1)
-    tile, gap = pictures.TILE, pictures.GAP
-    width = max(2 * tile + gap, 150, pictures._indent(metrics) + 50)
-    left = pictures.MARGIN + pictures.LABEL
-    assert page.shape[2] == left + 3 * width + 2 * pictures.SPACE + pictures.MARGIN
-    enlarged = media.pixels.repeat_interleave(6, 2).repeat_interleave(6, 3)
-    top = page.shape[1] - 14 - 3 * (tile + 10)
-    for number in range(6):
-        row, place = divmod(number, 2)
-        for column in range(3):
-            x = left + column * (width + pictures.SPACE) + place * (tile + gap)
-            y = top + row * (tile + 10)
-            assert torch.equal(page[:, y : y + tile, x : x + tile], enlarged[number])
+        page = pixels_of(image)
+    found = [places(page, enlarged(sample, 6)) for sample in media.pixels]
+    assert [len(each) for each in found] == [3] * 6, "each of them once in every column"
+    tops = [{y for y, _ in each} for each in found]
+    assert all(len(rows) == 1 for rows in tops)
+    assert tops[0] == tops[1] != tops[2] == tops[3] != tops[4] == tops[5], "a row per prompt"
+    assert tops == sorted(tops, key=min)
+    for left, right in zip(found[::2], found[1::2], strict=True):
+        assert [x for _, x in left] == [x for _, x in found[0]], "one below the other"
+        assert all(x + 48 < other < x + 60 for (_, x), (_, other) in zip(left, right, strict=True))
 
 
-def test_sheets_spread_over_many_prompts_and_cut_many_samples():
-    prompts = [Prompt(f"p{i}", str(i)) for i in range(40) for _ in range(9)]
-    media = Media("image", torch.zeros(360, 3, 8, 8, dtype=torch.uint8))
-    small = sheet([Column("x", media, prompts, {})], "t")
-    places = [int(i * 0.6180339887 % 1 * 4) for i in range(10)]
-    few = [p for p in prompts if int(p.text) % 4 == places[int(p.text) // 4]]
-    fewer = Media("image", torch.zeros(90, 3, 8, 8, dtype=torch.uint8))
-    assert small.tobytes() == sheet([Column("x", fewer, few, {})], "t").tobytes()
+LONG = "a photo of a very large red apple on a wooden table in the style of nobody in particular"
+MANY = {f"geneval/category_{i}": 0.1 * i for i in range(9)}
+
+
+@pytest.mark.parametrize(
+    ("columns", "text", "metrics"),
+    [
+        (1, "short", {}), (2, LONG, {"judge": 0.5}), (3, LONG, MANY | {"m" * 60: 1.2e-7}),
+        (2, "W" * 300, MANY), (1, "一只红色的大苹果放在木桌上" * 9, {"judge": None}),
+        (3, "$x_1 and \\alpha$", {"$y$": 1.0}),
+    ],
+)  # fmt: skip
+def test_nothing_is_cut_off_or_overlaps(columns, text, metrics):
+    media, prompts = images(samples=1)
+    prompts = [Prompt(prompt.id, f"{text} {prompt.id}") for prompt in prompts]
+    titles = ["base", LONG, "tuned"][:columns]
+    grid = [ImageColumn(title, media, prompts, metrics) for title in titles]
+    for heading in (text, "heading"):
+        page = pixels_of(image_grid(grid, heading))
+        ink = (page != 255).any(-1)
+        for border in (ink[:12], ink[-12:], ink[:, :12], ink[:, -12:]):
+            assert not border.any(), "all that is written stands inside the page"
+    found = [places(page, enlarged(sample, 6)) for sample in media.pixels]
+    assert [len(each) for each in found] == [columns] * 3
+    top = found[0][0][0]
+    first = int(ink.any(1).argmax())
+    below = first + int(ink[first:].any(1).argmin())
+    assert below < top
+    for number, (_, x) in enumerate(found[0]):
+        assert ink[below:top, x : x + 100].any(), "its title stands over every column"
+        assert not ink[below:, x - 8 : x - 3].any(), f"nothing reaches into column {number}"
+    for y in {y for each in found for y, _ in each}:
+        assert ink[y : y + 48, : found[0][0][1] - 8].any(), "its prompt stands beside every row"
+
+
+def grey(count: int, samples: int = 1) -> ImageColumn:
+    """A column whose prompts have one shade each, by which they are known in the picture."""
+    prompts = [Prompt(f"p{i}", str(i)) for i in range(count) for _ in range(samples)]
+    shades = torch.tensor([int(prompt.text) for prompt in prompts], dtype=torch.uint8)
+    return ImageColumn(
+        "x", Media("image", shades[:, None, None, None].expand(-1, 3, 8, 8)), prompts, {}
+    )
+
+
+def shown(column: ImageColumn) -> dict[int, int]:
+    """Prompt -> samples in the grid of a column, from top to bottom."""
+    page = pixels_of(image_grid([column], "t"))
+    counts: dict[int, int] = {}
+    x = places(page, enlarged(column.media.pixels[0], 6))[0][1]
+    for y in np.flatnonzero(page[:, x, 0] == page[:, x, 1]):
+        run = page[y, x:, 0]
+        if (page[y : y + 48, x : x + 48] == page[y, x]).all() and page[y, x, 0] != 255:
+            shade = int(page[y, x, 0])
+            counts.setdefault(shade, int((run == shade).sum() // 48))
+    return counts
+
+
+def test_grids_spread_over_many_prompts_and_cut_many_samples():
+    found = shown(grey(40, 9))
+    assert list(found.values()) == [6] * 10
+    assert [shade // 4 for shade in found] == list(range(10)), "one of each tenth, in order"
 
 
 @pytest.mark.parametrize(("count", "period"), [(120, 6), (120, 4), (40, 5), (20, 2)])
 def test_categories_that_take_turns_are_all_shown(count, period):
     """As in the prompts of GenEval: evenly spread, 10 of 120 were 10 of one category."""
-    prompts = [Prompt(f"p{i}", str(i)) for i in range(count)]
-    shown = [int(prompt.text) for prompt in pictures._spread(prompts, 10)]
-    assert len(set(shown)) == 10 and shown == sorted(shown)
-    assert {place % period for place in shown} == set(range(period))
+    found = list(shown(grey(count)))
+    assert len(set(found)) == 10 and found == sorted(found)
+    assert {place % period for place in found} == set(range(period))
 
 
-def test_samples_keep_their_own_size_where_asked():
-    pixels = torch.randint(0, 256, (1, 3, 300, 200), dtype=torch.uint8)
-    column = Column("x", Media("image", pixels), PROMPTS[:1], {})
-    page = sheet([column], "t", largest=None)
-    shown = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8)
-    shown = shown.reshape(page.height, page.width, 3).permute(2, 0, 1)
-    left = pictures.MARGIN + pictures.LABEL
-    top = page.height - 14 - 310
-    assert torch.equal(shown[:, top : top + 300, left : left + 200], pixels[0])
+@pytest.mark.parametrize("size", [(300, 200), (48, 48), (17, 90), (1, 1)])
+def test_samples_keep_their_own_size_where_asked(size):
+    pixels = torch.randint(0, 256, (4, 3, *size), dtype=torch.uint8)
+    column = ImageColumn("x", Media("image", pixels), [PROMPTS[0]] * 4, {})
+    page = pixels_of(image_grid([column], "t", largest=None))
+    factor = max(1, math.ceil(48 / size[0]))
+    assert all(len(places(page, enlarged(sample, factor))) == 1 for sample in pixels)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 512, 512), (3, 16, 3, 64, 64), (3, 3, 20, 30)])
 def test_large_pictures_and_videos_fit(shape):
     media = Media("video" if len(shape) == 5 else "image", torch.zeros(shape, dtype=torch.uint8))
-    page = sheet([Column("x", media, PROMPTS, {})], "t")
-    assert page.width < 700
-    assert page.height < 800
+    page = pixels_of(image_grid([ImageColumn("x", media, PROMPTS, {})], "t"))
+    high, wide = {512: (160, 160), 64: (64, 256), 30: (60, 90)}[shape[-1]]
+    assert len(places(page, np.zeros((high, wide, 3), dtype=np.uint8))) == 3
+    assert page.shape[1] < 700
+    assert page.shape[0] < 800
 
 
 def test_plots_hold_what_was_logged(tmp_path):
@@ -641,12 +723,12 @@ def test_a_picture_that_fails_is_a_warning(tmp_path, monkeypatch):
     def broken(*args):
         raise MemoryError("no room for a picture")
 
-    monkeypatch.setattr(recorder, "sheet", broken)
+    monkeypatch.setattr(recorder, "image_grid", broken)
     monkeypatch.setattr(recorder, "plots", broken)
     media, prompts = images()
     with create(tmp_path) as run:
         run.samples(0, media, prompts)
-        run.before_after([Column("x", media, prompts, {})])
+        run.before_after([ImageColumn("x", media, prompts, {})], "t")
         run.plots()
         run.samples(1, media, prompts[:-1])
         run.finish("done")
@@ -657,4 +739,4 @@ def test_a_picture_that_fails_is_a_warning(tmp_path, monkeypatch):
 
 
 def test_lines_are_read_back(tmp_path):
-    assert read_lines(tmp_path / "absent") == ([], 0)
+    assert read_jsonl(tmp_path / "absent") == ([], 0)

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genrl_core.cli.app import main
 from genrl_core.recipe.sections import SECTIONS
@@ -166,7 +167,7 @@ def test_the_fields_that_cannot_change_the_mathematics_are_these() -> None:
     wanted |= {f"save.{key}" for key in SECTIONS["save"].model_fields}
     wanted |= {f"train.{key}" for key in ("micro_batch_size", "rollout_batch_size")}
     wanted |= {"train.drift_tolerance", "prompts.evaluate"}
-    wanted |= {"run.name", "run.device", "run.threads"}
+    wanted |= {"run.name", "run.device", "run.threads", "run.trackers"}
     wanted |= {f"vlm_judge.{key}" for key in judged} | {f"{name}.batch_size" for name in networks}
     wanted |= {f"{name}.{key}" for name in ("showo", "amused")
                for key in ("attention", "gradient_checkpointing")}  # fmt: skip
@@ -196,6 +197,16 @@ def test_after_an_out_of_memory_error_a_run_goes_on_with_half_the_chunk(
     ours = weights("scarce", 3)
     assert distance(ours, weights("enough", 3)) < 1e-6
     assert distance(ours, weights("enough", 2)) > 1e-4, "and it learns"
+
+
+def test_trackers_follow_a_run_over_a_resume_and_change_nothing() -> None:
+    assert run("plain", "train.iterations=2") == 0
+    assert run("one", "train.iterations=2", "run.trackers=[tensorboard]", "--stop-after", "1") == 75
+    assert resume("one") == 0
+    assert distance(weights("one", 2), weights("plain", 2)) == 0
+    found = EventAccumulator("runs/one/tensorboard").Reload()
+    assert [event.step for event in found.Scalars("reward")] == [1, 2]
+    assert not Path("runs/plain/tensorboard").exists()
 
 
 # What is refused
@@ -310,7 +321,7 @@ def test_a_hangup_stops_like_a_termination_unless_it_is_ignored(
         signal.signal(signal.SIGHUP, before)
     assert (code, status("one")) == ((0, "done") if ignored else (75, "stopped"))
     newest, _ = checkpoint.latest(Path("runs/one"))
-    assert newest is not None and newest.name == ("step_000004" if ignored else "step_000002")
+    assert newest is not None and newest.path.name == ("step_000004" if ignored else "step_000002")
 
 
 def test_a_closed_terminal_leaves_a_checkpoint() -> None:

@@ -272,7 +272,7 @@ def test_resume_is_bit_identical(toy_recipe: Make, tmp_path: Path, stop: int) ->
     newest, problems = checkpoint.latest(tmp_path)
     assert newest is not None and not problems
     second = build_trainer(recipe)
-    restore(second, recipe, checkpoint.load(newest))
+    restore(second, recipe, newest)
     for expected in wanted[stop:]:
         found = second.step().metrics
         timeless = {k: v for k, v in expected.items() if not k.startswith("seconds")}
@@ -289,7 +289,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(toy_recipe: Make, tmp_path: P
     assert newest is not None
     other = toy_recipe("toy_canvas", "train.learning_rate=0.01")
     with pytest.raises(CheckpointError, match="written by another recipe"):
-        restore(build_trainer(other), other, checkpoint.load(newest))
+        restore(build_trainer(other), other, newest)
 
 
 def test_another_reference_is_refused(toy_recipe: Make, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_another_reference_is_refused(toy_recipe: Make, tmp_path: Path) -> None:
     with torch.no_grad():
         moved.network.table.add_(1.0)
     with pytest.raises(CheckpointError, match="reference weights"):
-        restore(build_trainer(recipe, policy=moved), recipe, checkpoint.load(newest))
+        restore(build_trainer(recipe, policy=moved), recipe, newest)
 
 
 def test_too_many_chosen_calls_are_refused(toy_recipe: Make) -> None:

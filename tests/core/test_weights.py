@@ -237,7 +237,7 @@ def test_resume_with_followers_is_bit_identical(
     newest, _ = checkpoint.latest(tmp_path)
     assert newest is not None
     second = build_trainer(recipe, policy=Layered())
-    restore(second, recipe, checkpoint.load(newest))
+    restore(second, recipe, newest)
     for expected in wanted[2:]:
         found = second.step().metrics
         timeless = {k: v for k, v in expected.items() if not k.startswith("seconds")}
