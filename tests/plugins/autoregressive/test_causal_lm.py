@@ -63,7 +63,7 @@ def test_encoding_and_texts(policy):
 def test_equals_the_model_called_plainly(policy):
     """Log-likelihood of one text by transformers alone, without padding."""
     final = policy.tokenize(["10+", "2"])
-    found = policy.elbo(final, policy.encode(PROMPTS[:2]), {}).log_probs
+    found = policy.elbo(final, policy.encode(PROMPTS[:2]), {})
     for row, (prompt, text) in enumerate([("1+2=", "10+"), ("b", "2")]):
         ids = policy.tokenizer(prompt)["input_ids"]
         answer = [*policy.tokenizer(text)["input_ids"], 0]
@@ -191,7 +191,7 @@ def test_predictions_of_several_weights_mix_over_the_tokens(padded):
     before, policy.network = policy.network, other
     theirs = policy.denoising(final, cond, {}).prediction.detach()
     policy.network = before
-    bound = policy.elbo(final, cond, {}).log_probs[:, 0]
+    bound = policy.elbo(final, cond, {})[:, 0]
     for weight in (1.0, 0.4, -0.7):
         error = denoising.error(weight * denoising.prediction + (1 - weight) * theirs)
         for row in range(3):
@@ -363,11 +363,11 @@ def test_a_run_begins_with_what_another_ended_with(published, tmp_path, weights)
             refused = str(error)
         assert not refused
         cond = trainer.parts.policy.encode(PROMPTS[:1])
-        begun = trainer.parts.policy.elbo(trainer.parts.policy.tokenize(["12"]), cond, {}).log_probs
+        begun = trainer.parts.policy.elbo(trainer.parts.policy.tokenize(["12"]), cond, {})
         if answers:
             torch.testing.assert_close(begun, answers[-1], rtol=0, atol=1e-5)
         trainer.step()
-        ended = trainer.parts.policy.elbo(trainer.parts.policy.tokenize(["12"]), cond, {}).log_probs
+        ended = trainer.parts.policy.elbo(trainer.parts.policy.tokenize(["12"]), cond, {})
         assert (ended - begun).abs().max() > 1e-3, "a step that does nothing would prove nothing"
         answers.append(ended.detach())
         folder = tmp_path / f"run-{number}"

@@ -99,7 +99,7 @@ def test_guidance_is_one_call_of_the_network_and_the_stated_mixture(make_policy)
     x = torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     time, cond = torch.full((4,), 0.4, dtype=torch.float64), {"prompt": torch.arange(4)}
     found = guided_prediction(policy, x, time, cond, 3.0)
-    assert policy.num_evals == 1
+    assert policy.calls == 1
     empty = policy.predict(x, time, policy.unconditional(cond))
     expected = empty + 3.0 * (policy.predict(x, time, cond) - empty)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
