@@ -82,7 +82,7 @@ def test_what_a_policy_gives():
 
     assert Differentiable().provides() == given | {Capability.DIFFERENTIABLE}
     with pytest.raises(ValidationError):
-        Config(bound={"timesteps": "normal"})
+        Config(elbo={"timesteps": "normal"})
 
 
 @pytest.mark.parametrize(

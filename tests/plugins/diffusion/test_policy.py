@@ -164,7 +164,6 @@ def test_all_passes_of_an_update_see_the_same_draws(make_policy, make_plan, draw
     """Through the learner: the recorded and the current bound of an update, other slots alike."""
 
     class Ratio(Objective):
-        view = "elbo"
         needs = frozenset({"old_log_probs"})
 
         def loss(self, batch):
@@ -177,7 +176,12 @@ def test_all_passes_of_an_update_see_the_same_draws(make_policy, make_plan, draw
     trajectory = draw(config, policy, plan)
     rollout = rollout_of(trajectory, torch.arange(4.0), torch.zeros(4, dtype=torch.int64))
     learner = learner_for(
-        policy, config.build(), {"it": (1.0, objective)}, draws=3, micro_batch_size=12
+        policy,
+        config.build(),
+        {"it": (1.0, objective)},
+        draws=3,
+        micro_batch_size=12,
+        views="elbo",
     )
     learner.learn(rollout, 0, 0)
     assert len(recorder.seen) >= 2
