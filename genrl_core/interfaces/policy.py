@@ -94,7 +94,10 @@ class Policy(ABC):
         return nullcontext()
 
     def unconditional(self, cond: Tensors) -> Tensors:  # noqa: ARG002  # for subclasses
-        """What takes the place of ``cond`` on the unguided side: the same names, R rows each.
+        """What takes the place of ``cond`` on the unguided side: R rows each.
+
+        It has the names of ``cond`` that the network reads; it may leave out those that it is made
+        of alone, such as a negative prompt.
 
         Raises:
             GenRLError: by default, since only the policy knows its empty prompt.
@@ -105,8 +108,9 @@ class Policy(ABC):
         )
 
     def both_sides(self, cond: Tensors) -> Tensors:
-        """``cond`` and below it ``unconditional(cond)``: name -> ``[2 R, ...]``."""
-        return concat([cond, self.unconditional(cond)])
+        """``cond`` and below it ``unconditional(cond)``, in its names: name -> ``[2 R, ...]``."""
+        without = self.unconditional(cond)
+        return concat([{name: cond[name] for name in without}, without])
 
     def guide(
         self, predict: Predict, inputs: Sequence[Tensor | None], cond: Tensors, scale: float

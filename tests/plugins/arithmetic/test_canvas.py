@@ -66,7 +66,7 @@ def test_an_empty_and_a_hidden_prompt(policy):
     hidden = policy.mask_prompt(cond, where)["prompt"].tolist()
     assert hidden[0] == [task.END, task.END, 13, 11, 2, 13]
     assert hidden[1] == [13, 2, 13, 1, 9, 13]
-    config = ArithmeticMaskedConfig(bound={"prompt_masking": 0.5})
+    config = ArithmeticMaskedConfig(elbo={"prompt_masking": 0.5})
     guided = ConfidenceConfig(num_inference_steps=3, transition="p2", guidance_scale=2.0)
     check_sampler(config.build(), guided.build(), PROMPTS, samples=4, tolerance=1e-5)
 

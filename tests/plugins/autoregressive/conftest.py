@@ -56,7 +56,7 @@ class TablePolicy(AutoregressivePolicy):
         self, prompt: Tensor | None, tokens: Tensor, mask: Tensor, cond: Tensors,
         past: Any = None, *, cache: bool = False,
     ) -> tuple[Tensor, Any]:  # fmt: skip
-        self.num_evals += 1
+        self.calls += 1
         if prompt is not None:
             past = (prompt[:, -1], tokens[:, :0])
         first, before = past

@@ -3,7 +3,6 @@
 import copy
 import json
 import textwrap
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from genrl_core import (
     train,
 )
 from genrl_core.run.assembly import build_trainer
+from genrl_core.run.saving import save
 from genrl_core.testing import check_sampler
 
 from .conftest import NETWORKS, save_tokenizer
@@ -63,7 +63,7 @@ def test_encoding_and_texts(policy):
 def test_equals_the_model_called_plainly(policy):
     """Log-likelihood of one text by transformers alone, without padding."""
     final = policy.tokenize(["10+", "2"])
-    found = policy.elbo(final, policy.encode(PROMPTS[:2]), {}).log_probs
+    found = policy.elbo(final, policy.encode(PROMPTS[:2]), {})
     for row, (prompt, text) in enumerate([("1+2=", "10+"), ("b", "2")]):
         ids = policy.tokenizer(prompt)["input_ids"]
         answer = [*policy.tokenizer(text)["input_ids"], 0]
@@ -153,16 +153,14 @@ def test_densities_entropies_and_divergences_are_those_of_the_tokens(padded, gui
     plan = Plan(0, 0, 0, tuple(PROMPTS), torch.arange(3), torch.zeros(3, dtype=torch.int64))
     cond = policy.encode(PROMPTS)
     trajectory = sampler.rollout(policy, cond, plan)
-
-    @contextmanager
-    def reference():
-        before, policy.network = policy.network, other
-        yield
-        policy.network = before
-
-    want = frozenset({"log_probs", "entropy", "kl_reference"})
     b = torch.arange(3)
-    found = sampler.score(policy, trajectory, 0 * b, b, want, {"reference": reference})
+    before, policy.network = policy.network, other
+    with torch.no_grad():
+        reference, _ = sampler.densities(policy, trajectory, 0 * b, b)
+    policy.network = before
+    densities, action = sampler.densities(policy, trajectory, 0 * b, b)
+    scored, entropy = densities.log_prob(action), densities.entropy()
+    divergence = densities.kl(reference)
     for row in range(3):
         length = int(trajectory.final["length"][row])
         tokens = trajectory.final["tokens"][row, :length]
@@ -175,11 +173,11 @@ def test_densities_entropies_and_divergences_are_those_of_the_tokens(padded, gui
         log_probs = p.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
         close = {"rtol": 0, "atol": 1e-9}
         torch.testing.assert_close(trajectory.terms.log_probs[:length, row], log_probs, **close)
-        torch.testing.assert_close(found.log_probs[row, :length], log_probs, **close)
-        torch.testing.assert_close(found.entropy[row, :length], -(p.exp() * p).sum(-1), **close)
+        torch.testing.assert_close(scored[row, :length], log_probs, **close)
+        torch.testing.assert_close(entropy[row, :length], -(p.exp() * p).sum(-1), **close)
         kl = (p.exp() * (p - q)).sum(-1)
-        torch.testing.assert_close(found.kl_reference[row, :length], kl, **close)
-    (found.log_probs + found.entropy + found.kl_reference).sum().backward()
+        torch.testing.assert_close(divergence[row, :length], kl, **close)
+    (scored + entropy + divergence).sum().backward()
     assert all(p.grad.isfinite().all() for p in policy.network.parameters() if p.grad is not None)
 
 
@@ -191,7 +189,7 @@ def test_predictions_of_several_weights_mix_over_the_tokens(padded):
     before, policy.network = policy.network, other
     theirs = policy.denoising(final, cond, {}).prediction.detach()
     policy.network = before
-    bound = policy.elbo(final, cond, {}).log_probs[:, 0]
+    bound = policy.elbo(final, cond, {})[:, 0]
     for weight in (1.0, 0.4, -0.7):
         error = denoising.error(weight * denoising.prediction + (1 - weight) * theirs)
         for row in range(3):
@@ -264,7 +262,7 @@ def test_base_names_the_model_of_weights_that_are_ours(published):
     assert policy.num_symbols == 12
     assert CausalLmConfig(weights=str(published["gpt2"]), dtype="bfloat16").build().elbo(
         policy.tokenize(["1"]), policy.encode(PROMPTS[:1]), {}
-    ).log_probs.dtype == torch.float32  # fmt: skip
+    ).dtype == torch.float32  # fmt: skip
 
 
 def test_what_cannot_be_loaded_is_a_sentence(tmp_path, published):
@@ -363,15 +361,15 @@ def test_a_run_begins_with_what_another_ended_with(published, tmp_path, weights)
             refused = str(error)
         assert not refused
         cond = trainer.parts.policy.encode(PROMPTS[:1])
-        begun = trainer.parts.policy.elbo(trainer.parts.policy.tokenize(["12"]), cond, {}).log_probs
+        begun = trainer.parts.policy.elbo(trainer.parts.policy.tokenize(["12"]), cond, {})
         if answers:
             torch.testing.assert_close(begun, answers[-1], rtol=0, atol=1e-5)
         trainer.step()
-        ended = trainer.parts.policy.elbo(trainer.parts.policy.tokenize(["12"]), cond, {}).log_probs
+        ended = trainer.parts.policy.elbo(trainer.parts.policy.tokenize(["12"]), cond, {})
         assert (ended - begun).abs().max() > 1e-3, "a step that does nothing would prove nothing"
         answers.append(ended.detach())
         folder = tmp_path / f"run-{number}"
-        trainer.save(folder)
+        save(trainer, recipe, folder)
         (folder / "recipe.resolved.yaml").write_text(recipe.to_yaml())
         model = str(folder)
 

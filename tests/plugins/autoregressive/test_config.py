@@ -62,7 +62,7 @@ def test_truncated_sampling_is_refused_for_steps_and_allowed_in_evaluation():
                        r"top_k and top_p cut tokens off"):  # fmt: skip
         negotiate(load_recipe("digits/grpo", ["sampler.top_k=5"]))
     negotiate(load_recipe("digits/grpo", ["evaluate.sampler.top_k=5"]))
-    negotiate(load_recipe("digits/grpo", ["sampler.top_k=5", "objective.grpo.view=bound"]))
+    negotiate(load_recipe("digits/grpo", ["sampler.top_k=5", "objective.grpo.view=elbo"]))
 
 
 def test_what_policies_give():

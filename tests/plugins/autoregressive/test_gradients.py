@@ -107,12 +107,13 @@ def test_conditional_densities_are_those_of_the_prompted_side(make_table):
     with pytest.warns(UserWarning, match="biased"):
         sampler = TokenConfig(guidance_density="conditional", guidance_scale=2.0).build()
     rows = torch.arange(len(chance))
-    scored = sampler.score(policy, drawn, rows * 0, rows, frozenset({"log_probs"}), {}).log_probs
+    densities, action = sampler.densities(policy, drawn, rows * 0, rows)
+    scored = densities.log_prob(action)
     torch.testing.assert_close(scored.sum(1).exp(), chance, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("detach", [False, True])
-def test_backprop_steps_guidance_equals_autograd_through_the_guided_distribution(make_ids, detach):
+def test_replayed_guidance_equals_autograd_through_the_guided_distribution(make_ids, detach):
     """On a real network in float64: by hand, with two forwards and a softmax."""
     policy = make_ids("llama", double=True)
     tokens = torch.tensor(list(itertools.product(range(3), repeat=3)))[5:9]
@@ -123,7 +124,8 @@ def test_backprop_steps_guidance_equals_autograd_through_the_guided_distribution
     how = "guided_detach_uncond" if detach else "guided"
     sampler = TokenConfig(max_new_tokens=3, guidance_density=how, **GUIDED).build()
     rows = torch.arange(4)
-    found = sampler.score(policy, drawn, rows * 0, rows, frozenset({"log_probs"}), {}).log_probs
+    densities, action = sampler.densities(policy, drawn, rows * 0, rows)
+    found = densities.log_prob(action)
     parameters = list(policy.network.parameters())
     weights = torch.linspace(-1, 2, 12, dtype=torch.float64).view(4, 3)
     ours = torch.autograd.grad((found * weights).sum(), parameters)

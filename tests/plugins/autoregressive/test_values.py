@@ -13,8 +13,6 @@ from genrl_core.loop.plan import plan_of
 
 from .conftest import NETWORKS, PROMPTS, SYMBOLS, IdsPolicy
 
-WANT = frozenset({"value"})
-
 
 def valued(kind: str) -> IdsPolicy:
     """A random tiny model in float64, whose samples end, with a random head."""
@@ -32,8 +30,8 @@ def scores(policy: IdsPolicy, **fields: object) -> tuple[Tensor, Tensor, Tensor]
     sampler = TokenConfig.model_validate({"max_new_tokens": 6} | fields).build()
     trajectory, _ = generate(policy, sampler, plan_of(2, 0, 0, PROMPTS, 4), 12)
     b = torch.arange(len(trajectory))
-    value = sampler.score(policy, trajectory, torch.zeros_like(b), b, WANT, {}).value
-    assert value is not None and trajectory.terms.value is not None
+    value = sampler.densities(policy, trajectory, torch.zeros_like(b), b)[0].value()
+    assert trajectory.terms.value is not None
     return trajectory.terms.value.T, value, trajectory.terms.mask.T
 
 

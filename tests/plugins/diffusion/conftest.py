@@ -59,7 +59,7 @@ class _Exact:
         return {"prompt": torch.zeros_like(cond["prompt"])}
 
     def predict(self, x: Tensor, time: Tensor, cond: Tensors) -> Tensor:
-        self.num_evals += 1
+        self.calls += 1
         return self.network(x, *self.alpha_sigma(time), cond["prompt"], self.prediction)
 
 
@@ -94,7 +94,7 @@ def make_policy() -> Callable[..., object]:
 
     def make(prediction="velocity", shape=(2, 3), double=True, **bound):
         return GaussianConfig(
-            prediction=prediction, shape=tuple(shape), double=double, bound=ElboConfig(**bound)
+            prediction=prediction, shape=tuple(shape), double=double, elbo=ElboConfig(**bound)
         ).build()
 
     return make

@@ -82,7 +82,7 @@ def test_what_a_policy_gives():
 
     assert Differentiable().provides() == given | {Capability.DIFFERENTIABLE}
     with pytest.raises(ValidationError):
-        Config(bound={"timesteps": "normal"})
+        Config(elbo={"timesteps": "normal"})
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_step_objectives_are_refused_without_densities():
     assert "grpo needs step_logp, which flow_sde does not provide" in found
     assert "has no step density. Choose cps, dance_sde, ddim, flow_sde with its" in found
     assert "or view: elbo" in found
-    assert problems_of("sampler.noise=0.0", "objective.grpo.view=bound") == ""
+    assert problems_of("sampler.noise=0.0", "objective.grpo.view=elbo") == ""
 
 
 class Root(DiffusionSamplerConfig):

@@ -23,10 +23,10 @@ def squares(final):
 
 def moved(policy, first, shift, run):
     """What ``run`` gives when the mean is moved from the network's call ``first`` on."""
-    inner, policy.num_evals = policy.predict, 0
+    inner, policy.calls = policy.predict, 0
 
     def predict(x, time, cond):
-        move = shift if policy.num_evals >= first else 0.0
+        move = shift if policy.calls >= first else 0.0
         with torch.no_grad():
             policy.network.mean += move
             found = inner(x, time, cond)
@@ -74,9 +74,9 @@ def test_a_preview_is_the_denoised_sample_of_its_step(make_policy, make_plan, na
     policy, plan = make_policy(prediction), make_plan(3)
     cond = policy.encode(plan.sample_prompts())
     sampler = config.build()
-    policy.num_evals = 0
+    policy.calls = 0
     found = sampler.preview(policy, cond, plan, step, grad_steps=last)
-    assert policy.num_evals == step + 1
+    assert policy.calls == step + 1
     (gradient,) = torch.autograd.grad(squares(found), policy.network.mean)
     expected = by_differences(
         policy, step + 1 - last, lambda: sampler.preview(policy, cond, plan, step, grad_steps=0)

@@ -28,7 +28,7 @@ def bound_at(policy, x0, shares):
     final = {"latents": torch.full_like(noise, x0)}
     with torch.no_grad():
         cond = {"prompt": torch.ones(len(noise), dtype=torch.int64)}
-        found = policy.elbo(final, cond, rows).log_probs.view(len(time), -1)
+        found = policy.elbo(final, cond, rows).view(len(time), -1)
     return float((found @ WEIGHTS).mean())
 
 

@@ -18,10 +18,7 @@ CENTRED = AdvantageConfig(baseline="group_mean", scale="none")
 
 
 class Nothing(Objective):
-    """Gives its neighbours a view, and no gradient."""
-
-    def __init__(self, view: str):
-        self.view = view
+    """Stands beside others, and has no gradient."""
 
     def loss(self, batch):
         self.duration = batch.duration
@@ -45,12 +42,12 @@ class Shifted:
 
         policy.corrupt = corrupt
 
-    def gradient(self, objectives, trajectory) -> tuple[Tensor, Tensor]:
-        """By mean and deviation, of one update of the learner."""
+    def gradient(self, objectives, trajectory, view) -> tuple[Tensor, Tensor]:
+        """By mean and deviation, of one update of the learner; all objectives read one view."""
         before = [p.detach().clone() for p in self.policy.network.parameters()]
         learner = learner_for(
             self.policy, CONFIG.build(), objectives, self.weight_sets, CENTRED,
-            draws=DRAWS, micro_batch_size=5,
+            draws=DRAWS, micro_batch_size=5, views=view,
         )  # fmt: skip
         group = torch.zeros(SAMPLES, dtype=torch.int64)
         learner.learn(rollout_of(trajectory, REWARDS, group), 0, 0)
@@ -90,7 +87,7 @@ def test_every_kl_estimator_moves_the_steps(make_policy, make_plan, draw, estima
     trial = Shifted(make_policy(), 0.05)
     trajectory = draw(CONFIG, trial.policy, make_plan(SAMPLES))
     kl = OBJECTIVES["kl"](estimator=estimator).build()
-    found = trial.gradient({"it": (1.0, Nothing("steps")), "kl": (1.0, kl)}, trajectory)
+    found = trial.gradient({"it": (1.0, Nothing()), "kl": (1.0, kl)}, trajectory, "steps")
 
     k, b = (g.flatten() for g in torch.meshgrid(
         torch.arange(STEPS - 1), torch.arange(SAMPLES), indexing="ij"
@@ -114,11 +111,11 @@ def test_every_kl_estimator_moves_the_bound(make_policy, make_plan, draw, estima
     trial = Shifted(make_policy(), 0.3)
     trajectory = draw(CONFIG, trial.policy, make_plan(SAMPLES))
     kl = OBJECTIVES["kl"](estimator=estimator).build()
-    found = trial.gradient({"it": (1.0, Nothing("elbo")), "kl": (1.0, kl)}, trajectory)
+    found = trial.gradient({"it": (1.0, Nothing()), "kl": (1.0, kl)}, trajectory, "elbo")
     rows = trial.rows(trajectory)
     with trial.weight_sets.using("reference"), torch.no_grad():
-        reference = trial.policy.elbo(*rows).log_probs
-    loss = KL[estimator](trial.policy.elbo(*rows).log_probs, reference).mean()
+        reference = trial.policy.elbo(*rows)
+    loss = KL[estimator](trial.policy.elbo(*rows), reference).mean()
     check(found, by_hand(trial.policy, loss))
 
 
@@ -155,8 +152,8 @@ def test_nft_at_the_old_weights_pulls_the_denoised_sample(
     """With ``2 p - 1 = A / c``, whatever beta: ``c (2 p - 1) 2 (x0_hat - x0) d x0_hat``."""
     trial = Shifted(make_policy(prediction), 0.0)
     trajectory = draw(CONFIG, trial.policy, make_plan(SAMPLES))
-    nft = OBJECTIVES["nft"](beta=beta, pull=0.0).build()
-    found = trial.gradient({"nft": (1.0, nft)}, trajectory)
+    nft = OBJECTIVES["nft"](beta=beta, pull=0.0)
+    found = trial.gradient({"nft": (1.0, nft.build())}, trajectory, nft.view_wanted())
     check(found, pulled(trial.policy, trial.rows(trajectory)))
 
 
@@ -164,16 +161,16 @@ def test_nft_at_the_old_weights_pulls_the_denoised_sample(
 def test_awm_at_the_old_weights_pulls_the_denoised_sample(make_policy, make_plan, draw, prediction):
     trial = Shifted(make_policy(prediction), 0.0)
     trajectory = draw(CONFIG, trial.policy, make_plan(SAMPLES))
-    awm = OBJECTIVES["awm"](epsilon=0.01).build()
-    found = trial.gradient({"awm": (1.0, awm)}, trajectory)
+    awm = OBJECTIVES["awm"](epsilon=0.01)
+    found = trial.gradient({"awm": (1.0, awm.build())}, trajectory, awm.view_wanted())
     check(found, pulled(trial.policy, trial.rows(trajectory)))
 
 
 def test_objectives_see_how_much_time_a_step_covers(make_policy, make_plan, draw):
-    trial, seen = Shifted(make_policy(), 0.0), Nothing("steps")
+    trial, seen = Shifted(make_policy(), 0.0), Nothing()
     trajectory = draw(CONFIG, trial.policy, make_plan(SAMPLES))
-    trial.gradient({"it": (1.0, seen)}, trajectory)
+    trial.gradient({"it": (1.0, seen)}, trajectory, "steps")
     expected = torch.tensor([0.25, 0.25, 0.25, 1.0]).double()
     torch.testing.assert_close(seen.duration, expected.unsqueeze(1).expand(STEPS, SAMPLES))
-    trial.gradient({"it": (1.0, other := Nothing("elbo"))}, trajectory)
+    trial.gradient({"it": (1.0, other := Nothing())}, trajectory, "elbo")
     assert other.duration is None

@@ -59,7 +59,7 @@ def test_normalised_errors_are_those_of_the_clean_sample(make_policy, kind, rows
     nft = NftConfig(beta=BETA, advantage_clip=LIMIT, pull=0.0, normalize=True).build()
     learner = learner_for(
         policy, None, {"nft": (1.0, nft)}, weight_sets, AdvantageConfig(), draws=DRAWS,
-        micro_batch_size=rows,
+        micro_batch_size=rows, views="denoising",
     )  # fmt: skip
     trajectory = Trajectory(cond, {}, {"latents": x0}, Terms.empty(8))
     learner.learn(rollout_of(trajectory, reward, torch.arange(8) // 4), 0, 0)

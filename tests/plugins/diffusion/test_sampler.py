@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from genrl_core import Objective, Prompt
+from genrl_core.loop.views import StepsView
+from genrl_core.loop.weights import WeightSets
 from genrl_core.testing import check_sampler, learner_for, rollout_of
 from genrl_diffusion import (
     CpsConfig,
@@ -25,13 +27,17 @@ NOISY = {
 }  # fmt: skip
 WINDOW = WindowConfig(size=2, range=[1, 5])
 PROMPTS = [Prompt("1", "one"), Prompt("2", "two")]
-LOG_PROBS = frozenset({"log_probs"})
 
 
 def rows_of(trajectory):
     calls, samples = trajectory.terms.num_evals, len(trajectory)
     k, b = torch.meshgrid(torch.arange(calls), torch.arange(samples), indexing="ij")
     return k.flatten(), b.flatten()
+
+
+def scores(sampler, policy, trajectory, k, b):
+    densities, action = sampler.densities(policy, trajectory, k, b)
+    return densities.log_prob(action)
 
 
 VARIANTS = {
@@ -75,7 +81,7 @@ def test_drift_is_small_whatever_the_settings(make_policy, make_plan, draw, name
         found = draw(config, policy, plan)
         k, b = (index.flip(0) for index in rows_of(found))
         with torch.no_grad():
-            score = config.build().score(policy, found, k, b, LOG_PROBS, {}).log_probs
+            score = scores(config.build(), policy, found, k, b)
         again = score.flip(0).view(6, 4)
         mask = found.terms.mask
         assert int(mask.sum()) == 4 * (5 if window is None else 2)
@@ -88,7 +94,7 @@ def test_guidance_is_inside_the_densities(make_policy, make_plan, draw):
     trajectory = draw(config, policy, plan)
     k, b = rows_of(trajectory)
     plain = config.model_copy(update={"guidance_scale": 1.0}).build()
-    other = plain.score(policy, trajectory, k, b, LOG_PROBS, {}).log_probs.view(3, 3)
+    other = scores(plain, policy, trajectory, k, b).view(3, 3)
     assert ((other - trajectory.terms.log_probs).abs()[trajectory.terms.mask] > 1e-3).all()
 
 
@@ -99,7 +105,7 @@ def test_guidance_is_one_call_of_the_network_and_the_stated_mixture(make_policy)
     x = torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     time, cond = torch.full((4,), 0.4, dtype=torch.float64), {"prompt": torch.arange(4)}
     found = guided_prediction(policy, x, time, cond, 3.0)
-    assert policy.num_evals == 1
+    assert policy.calls == 1
     empty = policy.predict(x, time, policy.unconditional(cond))
     expected = empty + 3.0 * (policy.predict(x, time, cond) - empty)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
@@ -136,23 +142,16 @@ def test_a_step_without_noise_has_no_gradient_and_nothing_that_is_not_finite():
 
 
 def test_kl_to_another_slot_has_a_gradient(make_policy, make_plan, draw):
-    from contextlib import contextmanager
-
     policy, config = make_policy(), FlowSdeConfig(num_inference_steps=3)
     trajectory = draw(config, policy, make_plan(2))
     k, b = rows_of(trajectory)
-
-    @contextmanager
-    def moved():
-        with torch.no_grad():
-            policy.network.mean += 0.3
-        yield
-        with torch.no_grad():
-            policy.network.mean -= 0.3
-
-    others = {"reference": moved}
-    kl = config.build().score(policy, trajectory, k, b, frozenset({"kl_reference"}), others)
-    value = kl.kl_reference.view(3, 2)
+    weight_sets = WeightSets(policy)
+    weight_sets.snapshot("reference")
+    with weight_sets.using("reference"), torch.no_grad():
+        policy.network.mean += 0.3
+    want = frozenset({"kl_reference"})
+    view = StepsView(policy, config.build(), trajectory, weight_sets, want, 3, 1)
+    value = view.evaluate(k, b)["kl_reference"].view(3, 2)
     assert (value[:2] > 0).all()
     assert (value[2] == 0).all()
     value.sum().backward()
@@ -318,8 +317,6 @@ class Given(KernelSampler):
 
 
 class ScoreFunction(Objective):
-    view = "steps"
-
     def loss(self, batch):
         return batch.reduce(-batch.advantage * batch.log_probs, "sum"), {}
 

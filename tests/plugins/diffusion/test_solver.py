@@ -24,7 +24,7 @@ def test_solvers_end_where_the_exact_flow_ends(make_policy, make_plan, draw, sch
     torch.testing.assert_close(found.final["latents"], 1.5 + 0.7 * start, rtol=0, atol=0.2)
     assert found.terms.num_evals == 0
     assert found.trace == {}
-    assert policy.num_evals == 20
+    assert policy.calls == 20
 
 
 def test_two_orders_beat_one(make_policy, make_plan, draw):

@@ -90,8 +90,8 @@ def test_the_unscaled_density_of_cps_is_the_squared_distance(make_policy, make_p
         k, b = torch.full((3,), step), torch.arange(3)
         gradients = []
         for config, trajectory in zip(configs, (scaled, bare), strict=True):
-            score = config.build().score(policy, trajectory, k, b, frozenset({"log_probs"}), {})
-            total = score.log_probs.sum()
+            densities, action = config.build().densities(policy, trajectory, k, b)
+            total = densities.log_prob(action).sum()
             gradients.append(torch.autograd.grad(total, policy.network.mean)[0])
         assert float(gradients[1]) == pytest.approx(float(2 * deviation**2 * gradients[0]))
         assert abs(float(gradients[1])) > 1e-6

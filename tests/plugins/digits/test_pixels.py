@@ -163,7 +163,7 @@ def test_supervised_steps_lower_the_error(config):
     for _ in range(15):
         corruption = policy.corrupt(final, plan.streams("corrupt"), 1, 0, 1)
         rows = {name: tensor[0] for name, tensor in corruption.items()}
-        loss = -policy.elbo(final, cond, rows).log_probs.mean()
+        loss = -policy.elbo(final, cond, rows).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

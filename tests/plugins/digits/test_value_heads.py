@@ -12,10 +12,12 @@ from genrl_core import Prompt, RecipeError, Trajectory, load_recipe
 from genrl_core.loop.generate import generate
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.settings import LoraConfig
+from genrl_core.loop.views import StepsView
 from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe import check as negotiate
 from genrl_core.registry import Registry
-from genrl_core.run.assembly import _load, build_trainer
+from genrl_core.run.assembly import build_trainer
+from genrl_core.run.policies import _load
 
 REGISTRY = Registry.discover()
 PROMPTS = (Prompt("a", "a handwritten three"), Prompt("b", "eight"))
@@ -68,13 +70,15 @@ def rolled(name: str, **fields: Any) -> tuple[Any, Any, Trajectory, Tensor]:
 def test_recorded_values_are_those_that_are_scored(name: str) -> None:
     policy, sampler, trajectory, recorded = rolled(name)
     k, b = rows(trajectory)
-    value = sampler.score(policy, trajectory, k, b, frozenset({"value"}), {}).value
+    value = sampler.densities(policy, trajectory, k, b)[0].value()
     torch.testing.assert_close(value, recorded, rtol=0, atol=3e-5)
     assert float(recorded.std()) > 0.03
     (slope,) = torch.autograd.grad(value.sum(), policy.network.value_head.weight)
     assert slope.abs().max() > 0.1
-    numbers = sampler.score(policy, trajectory, k, b, frozenset({"log_probs"}), {})
-    assert numbers.value is None
+    sizes = trajectory.terms.num_evals, recorded.shape[1]
+    want = frozenset({"log_probs"})
+    view = StepsView(policy, sampler, trajectory, WeightSets(policy), want, *sizes)
+    assert view.evaluate(k, b).keys() == {"log_probs"}
 
 
 @pytest.mark.parametrize("name", ["guided", "guided_token", "guided_flow"])
@@ -83,17 +87,17 @@ def test_guidance_leaves_the_values_of_the_prompted_side(name: str) -> None:
     policy, _, trajectory, recorded = rolled(name)
     _, sampler_name, own = CASES[name]
     plain = REGISTRY.samplers[sampler_name].model_validate(own | {"guidance_scale": 1.0}).build()
-    value = plain.score(policy, trajectory, *rows(trajectory), frozenset({"value"}), {}).value
+    value = plain.densities(policy, trajectory, *rows(trajectory))[0].value()
     torch.testing.assert_close(value, recorded, rtol=0, atol=3e-5)
 
 
 def test_a_value_knows_what_was_read_and_nothing_that_follows() -> None:
     """Autoregressive: the value before token 5 depends on tokens 0 to 4 alone."""
     policy, sampler, trajectory, _ = rolled("next_token")
-    want = frozenset({"value"})
-    before = sampler.score(policy, trajectory, *rows(trajectory), want, {}).value
+    before = sampler.densities(policy, trajectory, *rows(trajectory))[0].value()
     trajectory.trace["tokens"][:, 4] = (trajectory.trace["tokens"][:, 4] + 1) % 64
-    gap = (sampler.score(policy, trajectory, *rows(trajectory), want, {}).value - before).abs()
+    after = sampler.densities(policy, trajectory, *rows(trajectory))[0].value()
+    gap = (after - before).abs()
     assert gap[:, :5].max() == 0 and gap[:, 5:].amax(0).min() > 1e-3
 
 

@@ -43,7 +43,7 @@ class TablePolicy(MaskedPolicy):
         return Media("image", pixels.to(torch.uint8))
 
     def logits(self, canvas: Tensor, cond: Tensors) -> Tensor:
-        self.num_evals += 1
+        self.calls += 1
         return self.network(canvas, cond["prompt"])
 
     def unconditional(self, cond: Tensors) -> Tensors:
@@ -68,7 +68,7 @@ def make_policy() -> Callable[..., TablePolicy]:
     def make(num_tokens=3, codebook_size=3, scale=1.0, seed=0, **bound) -> TablePolicy:
         return TableConfig(
             num_tokens=num_tokens, codebook_size=codebook_size, scale=scale, seed=seed,
-            bound=ElboConfig(**bound),
+            elbo=ElboConfig(**bound),
         ).build()  # fmt: skip
 
     return make

@@ -52,7 +52,7 @@ def scored(policy, corruption) -> torch.Tensor:
     draws = len(corruption["masked"])
     final = {"tokens": SAMPLES.repeat(draws, 1)}
     cond = {"prompt": torch.ones(8 * draws, dtype=torch.int64)}
-    found = policy.elbo(final, cond, rows).log_probs.detach()
+    found = policy.elbo(final, cond, rows).detach()
     return found.unflatten(0, (draws, 8))
 
 
@@ -136,7 +136,7 @@ def test_a_draw_that_masks_nothing_counts_as_zero(make_policy):
         assert (scored(policy, nothing) == 0).all()
         rows = {name: tensor[0] for name, tensor in nothing.items()}
         cond = {"prompt": torch.ones(8, dtype=torch.int64)}
-        loss = policy.elbo({"tokens": SAMPLES}, cond, rows).log_probs.sum()
+        loss = policy.elbo({"tokens": SAMPLES}, cond, rows).sum()
         gradient = torch.autograd.grad(loss, policy.network.logits)[0]
         assert gradient.abs().max() == 0
 
@@ -191,9 +191,9 @@ def test_full_is_one_forward_of_the_empty_canvas(make_policy):
     policy = make_policy(codebook_size=2, masking="full", granularity="token")
     corruption = corruption_of(policy, 1)
     assert corruption["masked"].all() and corruption["masked"].shape == (1, 8, N)
-    policy.num_evals = 0
+    policy.calls = 0
     found = scored(policy, corruption)[0]
-    assert policy.num_evals == 1
+    assert policy.calls == 1
     for row, tokens in enumerate(SAMPLES.tolist()):
         truth = [token_log_prob(policy, tokens, TRUE, place).item() for place in range(N)]
         assert found[row].tolist() == pytest.approx(truth, abs=1e-12)
@@ -220,13 +220,13 @@ def test_hidden_prompts_are_drawn_anew_and_reach_the_network(make_policy, monkey
     final, ones = {"tokens": SAMPLES}, torch.ones(8, dtype=torch.int64)
     found = policy.elbo(final, {"prompt": ones}, {"masked": masked, "prompt_masked": where})
     told = policy.elbo(final, {"prompt": ones.masked_fill(where[:, 0], 0)}, {"masked": masked})
-    assert torch.equal(found.log_probs, told.log_probs)
+    assert torch.equal(found, told)
 
 
 def test_the_digits_hide_words_as_padding():
     from genrl_digits import DigitsMaskedConfig
 
-    policy = DigitsMaskedConfig(bound=ElboConfig(masking="full", prompt_masking=0.5)).build()
+    policy = DigitsMaskedConfig(elbo=ElboConfig(masking="full", prompt_masking=0.5)).build()
     cond = policy.encode([Prompt("1", "a handwritten three")])
     where = torch.tensor([[False, True, False, True]])
     hidden = policy.mask_prompt(cond, where)["words"]
@@ -260,9 +260,9 @@ def test_the_learner_keeps_the_first_ratio_and_changes_the_masks(setting):
     learner, rollout = setting("sft", {}, {"num_updates": 3}, masking="structured")
     long = {"tokens": torch.zeros(6, 100, dtype=torch.int64)}
     rollout = replace(rollout, trajectory=replace(rollout.trajectory, final=long))
-    (side,), seen = learner._sides, []
+    seen = []
     for update in range(3):
-        ready = learner.prepare(side, rollout, torch.zeros(6), update)
+        (ready,) = learner.prepare(rollout, update)
         seen.append(ready.view.corruption["masked"][0])
     ratios = [masked.double().mean(-1) for masked in seen]
     middle = ratios[0] + (1 - ratios[0]) / 2
@@ -323,13 +323,13 @@ def setting(make_policy):
                 policy.network.logits.add_(0.3 * policy.network.logits.cos())
         reward = (trajectory.final["tokens"] * torch.arange(1, policy.num_tokens + 1)).sum(1).sin()
         rollout = rollout_of(trajectory, reward.double(), plan.group)
-        made = OBJECTIVES[objective](**fields).build()
-        members = {"it": (1.0, made)}
+        config = OBJECTIVES[objective](**fields)
+        members = {"it": (1.0, config.build())}
         if kl is not None:
             members["kl"] = (0.5, KlConfig(estimator=kl).build())
         learner = learner_for(
             policy, sampler, members, weight_sets, AdvantageConfig(scale="batch_std"),
-            drift_tolerance=1e-9, **train,
+            drift_tolerance=1e-9, views=config.view_wanted(), **train,
         )  # fmt: skip
         return learner, replace(rollout, on_policy=False)
 
@@ -364,11 +364,9 @@ def test_two_passes_equal_one(core, setting, masking, objective, combine, rows):
 def prepared(setting, objective="sft", fields=None, **bound):
     draws = DRAWS[bound["masking"]]
     learner, rollout = setting(objective, fields or {}, {"draws": draws}, **bound)
-    (side,) = learner._sides
-    ready = learner.prepare(side, rollout, torch.zeros(6), 0)
-    return ready, ready.view.insert(
-        ready.batch, learner._prepare._evaluate(ready.view, ready.batch, rollout)
-    )
+    (ready,) = learner.prepare(rollout)
+    numbers = learner.learner.context.evaluate(ready.view, ready.batch, rollout)
+    return ready, ready.view.with_current(ready.batch, numbers)
 
 
 @pytest.mark.parametrize("masking", DRAWS)
@@ -400,14 +398,13 @@ def test_the_bound_of_a_sample_counts_all_its_tokens(setting, masking, combine):
         learner, rollout = setting(
             objective, fields, {"draws": draws}, masking=masking, combine=combine
         )
-        (side,) = learner._sides
-        ready = learner.prepare(side, rollout, torch.zeros(6), 0)
+        (group,), (ready,) = learner.learner.groups, learner.prepare(rollout)
         assert torch.equal(ready.batch.events, torch.full_like(ready.batch.events, N))
         assert ready.batch.mask.all()
         gap = torch.linspace(-1, 1, ready.batch.mask.numel()).double().view_as(ready.batch.mask)
         moved = replace(ready.batch, log_probs=ready.batch.need("old_log_probs") + gap)
         per_token = gap / N if objective == "grpo" else gap.mean(0, keepdim=True) / N
-        found = side.members[0][2].loss(moved)[1]["ratio_mean"]
+        found = group.members[0][2].loss(moved)[1]["ratio_mean"]
         torch.testing.assert_close(found, per_token.exp().expand_as(found))
 
 
@@ -439,7 +436,7 @@ def test_every_slot_sees_the_same_draws(setting, monkeypatch):
         "grpo", {"view": "elbo", "epsilon": 0.1}, {"draws": 3}, kl="k3",
         masking="complement", granularity="token",
     )  # fmt: skip
-    policy, seen = learner._policy, []
+    policy, seen = learner.learner.context.policy, []
     bound = policy.elbo
 
     def watch(final, cond, corruption):
@@ -459,12 +456,11 @@ def test_every_slot_sees_the_same_draws(setting, monkeypatch):
 
 def kl_by_hand(learner, rollout, estimator):
     """The gradient of the estimate's mean over samples of the mean over terms, in one graph."""
-    (side,) = learner._sides
-    ready = learner.prepare(side, rollout, torch.zeros(6), 0)
+    (ready,) = learner.prepare(rollout)
     view, batch = ready.view, ready.batch
-    rows = [(d, b) for d in range(view.draws) for b in range(6)]
+    rows = [(d, b) for d in range(view.num_evals) for b in range(6)]
     k, b = (torch.tensor(part) for part in zip(*rows, strict=True))
-    terms = view.evaluate(k, b)["log_probs"].unflatten(0, (view.draws, 6))
+    terms = view.evaluate(k, b)["log_probs"].unflatten(0, (view.num_evals, 6))
     mine = terms.transpose(1, 2).flatten(0, 1)
     x = mine - batch.reference
     value = {"k2": x**2 / 2, "k3": torch.exp(-x) - 1 + x}.get(estimator)
@@ -472,7 +468,7 @@ def kl_by_hand(learner, rollout, estimator):
         value = torch.exp(mine - mine.detach()) * (torch.exp(-x) - 1 + x)
     kept = torch.where(batch.mask, batch.weight * value, 0.0)
     loss = (kept.sum(0) / batch.mask.sum(0)).mean()
-    return torch.autograd.grad(loss, learner._policy.network.logits)[0]
+    return torch.autograd.grad(loss, learner.learner.context.policy.network.logits)[0]
 
 
 @pytest.mark.parametrize("granularity", ["sample", "token"])
@@ -509,8 +505,8 @@ def test_elbo_goes_with_levels_of_known_probability(masking):
         ({"masking": "structured"}, 2, ""), ({"masking": "full"}, 1, ""), ({}, 5, ""),
     ],
 )  # fmt: skip
-def test_draws_that_do_not_fit_are_refused(make_policy, bound, draws, message):
-    policy = make_policy(codebook_size=2, **bound)
+def test_draws_that_do_not_fit_are_refused(make_policy, elbo, draws, message):
+    policy = make_policy(codebook_size=2, **elbo)
     if not message:
         assert corruption_of(policy, draws)["masked"].shape == (draws, 8, N)
         return
@@ -524,12 +520,12 @@ def test_hidden_prompts_need_a_policy_that_hides_them():
             raise AssertionError("nothing is built")
 
     with pytest.raises(ValidationError, match="does not say how"):
-        Plain(bound=ElboConfig(masking="full", prompt_masking=0.15))
+        Plain(elbo=ElboConfig(masking="full", prompt_masking=0.15))
     assert ElboConfig(masking="full", prompt_masking=0.15).draws_problem(4) == ""
 
 
 def test_check_names_the_line_of_the_draws():
-    more = ["policy.elbo.masking=complement", "objective.grpo.view=bound", "train.draws=2"]
+    more = ["policy.elbo.masking=complement", "objective.grpo.view=elbo", "train.draws=2"]
     registry = Registry.discover()
     found = [str(p) for p in find_problems(load_recipe("digits/masked", more, registry))]
     assert len(found) == 1

@@ -199,11 +199,10 @@ def test_steps_are_tokens_and_a_constant(make, make_plan, draw, release):
             other = make(seed=1)
             policy.network.logits.data.copy_(other.network.logits.data)
         k, b = torch.arange(STEPS).repeat_interleave(50), torch.arange(50).repeat(STEPS)
-        want = frozenset({"log_probs"})
-        scores = [
-            s.score(policy, drawn, k, b, want, {}).log_probs.detach().sum(1)
-            for s, drawn in ((sampler_of(release=release), step), (sampler, token))
-        ]
+        scores = []
+        for scoring, drawn in ((sampler_of(release=release), step), (sampler, token)):
+            densities, action = scoring.densities(policy, drawn, k, b)
+            scores.append(densities.log_prob(action).detach().sum(1))
         gaps.append(scores[0] - scores[1])
     assert gaps[0].abs().max() > 0.1
     torch.testing.assert_close(gaps[0], gaps[1], rtol=0, atol=1e-12)

@@ -3,12 +3,13 @@
 import itertools
 import math
 from collections import Counter
-from contextlib import contextmanager
 
 import pytest
 import torch
 
 from genrl_core import GenRLError
+from genrl_core.loop.views import StepsView
+from genrl_core.loop.weights import WeightSets
 from genrl_masked import guided_logits
 
 KINDS = ("p1", "p1_plain", "p2", "ar")
@@ -30,12 +31,15 @@ def rows_of(trajectory):
     return order // samples, order % samples
 
 
-def rescored(sampler, policy, trajectory, want=LOG_PROBS, others=None):
+def rescored(sampler, policy, trajectory, want=LOG_PROBS, weight_sets=None):
     """The numbers of all rows, back in the order ``[T, B]``."""
     k, b = rows_of(trajectory)
-    scored = sampler.score(policy, trajectory, k, b, want, others or {}).named()
     terms, found = trajectory.terms, {}
-    for name, values in scored.items():
+    view = StepsView(
+        policy, sampler, trajectory, weight_sets or WeightSets(policy), want, terms.num_evals,
+        len(terms.mask) // terms.num_evals,
+    )  # fmt: skip
+    for name, values in view.evaluate(k, b).items():
         matrix = values.new_zeros(terms.num_evals, len(trajectory), values.shape[1])
         found[name] = matrix.index_put((k, b), values).transpose(1, 2).flatten(0, 1)
     return found
@@ -106,11 +110,14 @@ def test_positions_that_the_density_does_not_need_are_spared(
         policy, "logits_at", lambda *given: asked.append(given[2].shape[1]) or pick(*given)
     )
     for policy.picks_positions in (False, True):
-        numbers = [
-            sampler.score(policy, trajectory, torch.full((12,), k), torch.arange(12), want, {})
-            for k in range(sampler.num_steps)
-        ]
-        numbers = [torch.stack([n.named()[name] for n in numbers]) for name in sorted(want)]
+        scored = []
+        for k in range(sampler.num_steps):
+            rows = torch.full((12,), k), torch.arange(12)
+            densities, action = sampler.densities(policy, trajectory, *rows)
+            scored.append({"log_probs": densities.log_prob(action)})
+            if "entropy" in want:
+                scored[-1]["entropy"] = densities.entropy()
+        numbers = [torch.stack([each[name] for each in scored]) for name in sorted(want)]
         found.append(numbers)
         loss = sum((number.sin() * number.cos()).sum() for number in numbers)
         gradients.append(torch.autograd.grad(loss, policy.network.logits)[0])
@@ -351,9 +358,9 @@ def test_guidance_costs_nothing_when_off_and_one_call_when_on(
 ):
     policy, plan = make_policy(), make_plan(3)
     for scale in (1.0, 3.0):
-        policy.num_evals = 0
+        policy.calls = 0
         draw(make_sampler(4, guidance_scale=scale), policy, plan)
-        assert policy.num_evals == 4
+        assert policy.calls == 4
 
 
 def test_guided_logits_extrapolate_from_the_empty_prompt(make_policy):
@@ -404,19 +411,17 @@ def test_guidance_without_an_empty_prompt_is_refused(
 
 @pytest.fixture
 def reference(make_policy):
-    """Another weight slot, and what activates it for a policy."""
+    """The weight sets of a policy whose reference are other weights."""
     other = make_policy(seed=5).network
 
-    def activate(policy):
-        @contextmanager
-        def slot():
-            current, policy.network = policy.network, other
-            yield
-            policy.network = current
+    def make(policy):
+        weight_sets = WeightSets(policy)
+        weight_sets.snapshot("reference")
+        with weight_sets.using("reference"):
+            policy.network.load_state_dict(other.state_dict())
+        return weight_sets
 
-        return slot
-
-    return activate
+    return make
 
 
 def test_kl_of_ar_is_the_mean_log_ratio_of_everything_drawn(
@@ -425,9 +430,10 @@ def test_kl_of_ar_is_the_mean_log_ratio_of_everything_drawn(
     policy, sampler = make_policy(), make_sampler(1, transition="ar", temperature=0.8)
     trajectory = draw(sampler, policy, make_plan(1))
     want = frozenset({"kl_reference", "entropy"})
-    found = rescored(sampler, policy, trajectory, want, {"reference": reference(policy)})
+    weight_sets = reference(policy)
+    found = rescored(sampler, policy, trajectory, want, weight_sets)
     mine = (policy.network.logits[1, -1] / 0.8).log_softmax(-1)
-    with reference(policy)():
+    with weight_sets.using("reference"):
         theirs = (policy.network.logits[1, -1] / 0.8).log_softmax(-1)
     divergence = entropy = 0.0
     for codes in itertools.product(range(3), repeat=3):
@@ -448,11 +454,11 @@ def test_kl_of_a_token_is_that_of_its_position(
     sampler = make_sampler(2, transition="p2", granularity="token")
     trajectory = draw(sampler, policy, make_plan(5))
     want = frozenset({"kl_reference", "entropy"})
-    weight_sets = {"reference": reference(policy)}
+    weight_sets = reference(policy)
     found = rescored(sampler, policy, trajectory, want, weight_sets)
     assert sampler.counts(3) == (1, 2)
     mine = policy.network.logits[1, -1].log_softmax(-1)
-    with weight_sets["reference"]():
+    with weight_sets.using("reference"):
         theirs = policy.network.logits[1, -1].log_softmax(-1)
     position = (trajectory.trace["commit_step"] == 0).int().argmax(1)
     expected = (mine.exp() * (mine - theirs)).sum(-1)[position]
@@ -466,13 +472,10 @@ def test_kl_of_a_token_is_that_of_its_position(
 def test_kl_at_the_reference_is_zero_with_zero_gradient(make_policy, make_sampler, make_plan, draw):
     policy, sampler = make_policy(), make_sampler(transition="ar")
     trajectory = draw(sampler, policy, make_plan(4))
-
-    @contextmanager
-    def same():
-        yield
-
+    weight_sets = WeightSets(policy)
+    weight_sets.snapshot("reference")
     want = frozenset({"kl_reference"})
-    found = rescored(sampler, policy, trajectory, want, {"reference": same})["kl_reference"]
+    found = rescored(sampler, policy, trajectory, want, weight_sets)["kl_reference"]
     gradient = torch.autograd.grad(found.sum(), policy.network.logits)[0]
     assert found.abs().max() < 1e-15
     assert gradient.abs().max() < 1e-15
