@@ -186,8 +186,8 @@ class TrainConfig(Schema):
     draws: Count = Field(1, description="corruption draws per sample, for elbo and denoising")
     micro_batch_size: Count = Field(
         512,
-        description="rows (evaluation, sample) in one training forward: the memory of an update; where "
-        "the reward is differentiated, samples with the graph of all their steps that have one",
+        description="rows (evaluation, sample) of one training forward: the memory of an update; "
+        "where the reward is differentiated, samples with the graph of their steps that have one",
         json_schema_extra=NEUTRAL,
     )
     rollout_batch_size: Count = Field(
