@@ -10,16 +10,16 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal
 
 import pluggy
 
 from genrl_core import __version__, hookspecs
 from genrl_core.errors import PluginError
-from genrl_core.interfaces.capability import MEDIA, Capability
+from genrl_core.function_rewards import config_of
 from genrl_core.interfaces.configs import (
     Component,
     ObjectiveConfig,
@@ -27,8 +27,6 @@ from genrl_core.interfaces.configs import (
     RewardConfig,
     SamplerConfig,
 )
-from genrl_core.interfaces.media import Media, Prompt
-from genrl_core.interfaces.reward import Reward, RewardFunction
 from genrl_core.text import did_you_mean, join_names
 
 GROUP = "genrl_core"
@@ -45,7 +43,7 @@ KINDS: dict[Kind, type[Component]] = {
     "objective": ObjectiveConfig,
 }
 
-_PLURALS: dict[Kind, str] = {
+PLURALS: dict[Kind, str] = {
     "policy": "policies",
     "sampler": "samplers",
     "reward": "rewards",
@@ -94,18 +92,18 @@ class _Found:
     commands: list[tuple[str, Callable[..., Any]]] = field(default_factory=list)
 
     def component(self, kind: Kind, name: str, config: Any) -> None:
-        base = KINDS[kind]
+        base, what = KINDS[kind], f"{kind} {name!r}"
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise PluginError(f"{kind} name {name!r}: use lower-case letters, digits and _")
         if not (isinstance(config, type) and issubclass(config, base)):
             wanted = f"{base.__name__}{' and no function' if kind == 'reward' else ''}"
-            raise PluginError(f"{kind} {name!r}: {config!r} is no subclass of {wanted}")
+            raise PluginError(f"{what}: {config!r} is no subclass of {wanted}")
         if getattr(config, "__abstractmethods__", None):
-            raise PluginError(f"{kind} {name!r}: {config.__name__} defines no build()")
+            raise PluginError(f"{what}: {config.__name__} defines no build()")
         if kind in ("policy", "sampler") and not hasattr(config, "paradigm"):
-            raise PluginError(f"{kind} {name!r}: {config.__name__} names no paradigm")
+            raise PluginError(f"{what}: {config.__name__} names no paradigm")
         if "use" in config.model_fields:
-            raise PluginError(f"{kind} {name!r}: a field cannot be called `use`")
+            raise PluginError(f"{what}: a field cannot be called `use`")
         self.components.append((kind, name, config))
 
     def reward(self, name: str, reward: Any, *, media: str | None = None) -> None:
@@ -138,6 +136,8 @@ class Registry:
     """Everything that plugins registered. An object: two registries know nothing of each other.
 
     Attributes:
+        policies, samplers, rewards, objectives: name -> config class; names that two plugins claim
+            are left out.
         plugins: every plugin that was looked at, broken ones with their reason.
         commands: verbs for the command line.
         recipe_folders: folders of recipes with their owners, GenRL's own first.
@@ -148,14 +148,14 @@ class Registry:
         own = Plugin("genrl_core", "genrl-core", __version__, str(Path(__file__).parent))
         self.plugins: list[Plugin] = []
         self.commands: list[Command] = []
-        self.recipe_folders: list[tuple[Path, Plugin]] = []
+        self.recipe_folders = [(folder, own) for folder in (builtin_recipes(),) if folder.is_dir()]
         self.files: list[Path] = []
         self._components: dict[Kind, dict[str, list[tuple[type[Component], Plugin]]]] = {
             kind: {} for kind in KINDS
         }
         self._modules: set[str] = set()
-        if (recipes := builtin_recipes()).is_dir():
-            self.recipe_folders.append((recipes, own))
+        self._recipes: dict[str, list[tuple[Path, Plugin]]] = {}
+        self._recipes_are_from: list[tuple[Path, Plugin]] = []
 
     @classmethod
     def discover(
@@ -181,10 +181,7 @@ class Registry:
         return registry
 
     def _add_entry_point(self, point: importlib.metadata.EntryPoint) -> None:
-        distribution = point.dist.name if point.dist else ""
-        version = point.dist.version if point.dist else ""
-        if distribution == "genrl-core":
-            version = __version__  # an editable install keeps the number it was installed with
+        distribution, version = _name_and_version(point.dist)
         plugin = Plugin(point.name, distribution, version, _origin(point.module))
         had_torch = "torch" in sys.modules
         try:
@@ -210,15 +207,14 @@ class Registry:
         if not file.is_file():
             raise PluginError(f"plugin file {file} does not exist")
         name = f"genrl_plugin_file_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
-        module = None
+        loaded = None
         if file.name == "__init__.py":
             name = file.resolve().parent.name
-            module = sys.modules.get(name)
-        if module is None:
-            module = _import_file(name, file)
-        elif Path(module.__file__ or "").resolve() != file.resolve():
-            other = f"another package {name} is installed, {module.__file__}"
+            loaded = sys.modules.get(name)
+        if loaded is not None and Path(loaded.__file__ or "").resolve() != file.resolve():
+            other = f"another package {name} is installed, {loaded.__file__}"
             raise PluginError(f"plugin file {file}: {other}; uninstall it or rename one")
+        module = loaded or _import_file(name, file)
         self.files.append(path)
         self.add_module(module)
 
@@ -247,38 +243,39 @@ class Registry:
         self.recipe_folders += [(folder, plugin) for folder in found.recipes]
         self.commands += [Command(name, command, plugin) for name, command in found.commands]
 
-    def _unambiguous(self, kind: Kind) -> dict[str, type[Component]]:
-        entries = sorted(self._components[kind].items())
-        return {name: owners[0][0] for name, owners in entries if len(owners) == 1}
+    @property
+    def policies(self) -> Mapping[str, type[PolicyConfig]]:
+        return self._unambiguous("policy")
+
+    @property
+    def samplers(self) -> Mapping[str, type[SamplerConfig]]:
+        return self._unambiguous("sampler")
+
+    @property
+    def rewards(self) -> Mapping[str, type[RewardConfig]]:
+        return self._unambiguous("reward")
+
+    @property
+    def objectives(self) -> Mapping[str, type[ObjectiveConfig]]:
+        return self._unambiguous("objective")
 
     def names(self, kind: Kind) -> list[str]:
         """The names of a kind; those that two plugins claim are left out."""
         return list(self._unambiguous(kind))
 
-    @property
-    def policies(self) -> Mapping[str, type[PolicyConfig]]:
-        """Name -> config class; names that two plugins claim are left out."""
-        return cast(dict[str, type[PolicyConfig]], self._unambiguous("policy"))
-
-    @property
-    def samplers(self) -> Mapping[str, type[SamplerConfig]]:
-        """Name -> config class; names that two plugins claim are left out."""
-        return cast(dict[str, type[SamplerConfig]], self._unambiguous("sampler"))
-
-    @property
-    def rewards(self) -> Mapping[str, type[RewardConfig]]:
-        """Name -> config class; names that two plugins claim are left out."""
-        return cast(dict[str, type[RewardConfig]], self._unambiguous("reward"))
-
-    @property
-    def objectives(self) -> Mapping[str, type[ObjectiveConfig]]:
-        """Name -> config class; names that two plugins claim are left out."""
-        return cast(dict[str, type[ObjectiveConfig]], self._unambiguous("objective"))
+    def _unambiguous(self, kind: Kind) -> dict[str, Any]:
+        entries = sorted(self._components[kind].items())
+        return {name: owners[0][0] for name, owners in entries if len(owners) == 1}
 
     @property
     def broken(self) -> list[Plugin]:
         """Plugins that could not be loaded."""
         return [plugin for plugin in self.plugins if plugin.reason]
+
+    def broken_plugins_note(self) -> str:
+        """Which plugins are broken, for the end of a message about something that is missing."""
+        broken = "; ".join(f"{plugin}: {plugin.reason}" for plugin in self.broken)
+        return f". Broken plugins, which may hold it: {broken}" if broken else ""
 
     @property
     def clashes(self) -> list[str]:
@@ -288,9 +285,8 @@ class Registry:
             for kind in KINDS
             for name, owners in sorted(self._components[kind].items())
         }
-        claims |= {
-            f"recipe `{name}`": [p for _, p in files] for name, files in self.recipes().items()
-        }
+        for name, files in self.recipes().items():
+            claims[f"recipe `{name}`"] = [plugin for _, plugin in files]
         for command in self.commands:
             claims.setdefault(f"command `{command.name}`", []).append(command.plugin)
         return [_clash(what, plugins) for what, plugins in claims.items() if len(plugins) > 1]
@@ -302,26 +298,23 @@ class Registry:
             PluginError: nobody registered it (with the nearest name and the plugins that are
                 broken), or more than one did.
         """
-        owners = self._components[kind].get(name, [])
-        if len(owners) == 1:
-            return owners[0][0]
-        if owners:
-            raise PluginError(_clash(f"{kind} `{name}`", [plugin for _, plugin in owners]))
-        others = [other for other in KINDS if name in self._components[other]]
-        hint = f"; `{name}` is a registered {others[0]}" if others else ""
-        hint = hint or did_you_mean(name, self._components[kind]) or "."
-        known = f" Registered {_PLURALS[kind]}: {join_names(self._components[kind])}"
-        raise PluginError(f"unknown {kind} `{name}`{hint}{known}{self.broken_plugins_note()}")
-
-    def broken_plugins_note(self) -> str:
-        """Which plugins are broken, for the end of a message about something that is missing."""
-        broken = "; ".join(f"{plugin}: {plugin.reason}" for plugin in self.broken)
-        return f". Broken plugins, which may hold it: {broken}" if broken else ""
+        return self._registered(kind, name)[0]
 
     def owner(self, kind: Kind, name: str) -> Plugin:
         """The plugin that registered a name; raises like ``get``."""
-        self.get(kind, name)
-        return self._components[kind][name][0][1]
+        return self._registered(kind, name)[1]
+
+    def _registered(self, kind: Kind, name: str) -> tuple[type[Component], Plugin]:
+        known = self._components[kind]
+        owners = known.get(name, [])
+        if len(owners) == 1:
+            return owners[0]
+        if owners:
+            raise PluginError(_clash(f"{kind} `{name}`", [plugin for _, plugin in owners]))
+        others = [other for other in KINDS if name in self._components[other]]
+        hint = f"; `{name}` is a registered {others[0]}." if others else did_you_mean(name, known)
+        rest = f"Registered {PLURALS[kind]}: {join_names(known)}{self.broken_plugins_note()}"
+        raise PluginError(f"unknown {kind} `{name}`{hint or '.'} {rest}")
 
     def name_of(self, config: Component | type[Component]) -> str:
         """The name under which a config class, or the class of a config, is registered.
@@ -336,14 +329,20 @@ class Registry:
                     return name
         raise PluginError(f"{wanted.__module__}.{wanted.__name__} is not registered")
 
-    def recipes(self) -> dict[str, list[tuple[Path, Plugin]]]:
-        """Recipe name -> its files with their owners; a name with two files is a clash."""
-        out: dict[str, list[tuple[Path, Plugin]]] = {}
-        for folder, plugin in self.recipe_folders:
-            for path in sorted(folder.rglob("*.yaml")):
-                name = path.relative_to(folder).with_suffix("").as_posix()
-                out.setdefault(name, []).append((path, plugin))
-        return dict(sorted(out.items()))
+    def recipes(self) -> Mapping[str, list[tuple[Path, Plugin]]]:
+        """Recipe name -> its files with their owners; a name with two files is a clash.
+
+        The folders are walked once, and again when there are others.
+        """
+        if self._recipes_are_from != self.recipe_folders:
+            found: dict[str, list[tuple[Path, Plugin]]] = {}
+            for folder, plugin in self.recipe_folders:
+                for path in sorted(folder.rglob("*.yaml")):
+                    name = path.relative_to(folder).with_suffix("").as_posix()
+                    found.setdefault(name, []).append((path, plugin))
+            self._recipes = dict(sorted(found.items()))
+            self._recipes_are_from = list(self.recipe_folders)
+        return self._recipes
 
     def find_recipe(self, name: str) -> Path:
         """The file of a recipe's name.
@@ -351,12 +350,11 @@ class Registry:
         Raises:
             PluginError: there is none (with the nearest name), or more than one.
         """
-        recipes = self.recipes()
-        files = recipes.get(name, [])
+        files = self.recipes().get(name, [])
         if len(files) > 1:
             raise PluginError(_clash(f"recipe `{name}`", [plugin for _, plugin in files]))
         if not files:
-            hint = did_you_mean(name, recipes) or "."
+            hint = did_you_mean(name, self.recipes()) or "."
             rest = f" `genrl ls recipes` lists all of them{self.broken_plugins_note()}"
             raise PluginError(f"unknown recipe `{name}`{hint}{rest}")
         return files[0][0]
@@ -390,7 +388,7 @@ def _call_hooks(module: ModuleType) -> _Found:
     manager.add_hookspecs(hookspecs)
     manager.register(module)
     manager.check_pending()
-    for kind, plural in _PLURALS.items():
+    for kind, plural in PLURALS.items():
         register = found.reward if kind == "reward" else partial(found.component, kind)
         getattr(manager.hook, f"register_{plural}")(register=register)
     manager.hook.register_recipes(register=found.recipe_folder)
@@ -401,6 +399,16 @@ def _call_hooks(module: ModuleType) -> _Found:
 def _clash(what: str, plugins: Sequence[Plugin]) -> str:
     owners = " and ".join(f"{plugin} at {plugin.path}" for plugin in plugins)
     return f"{what} is registered more than once, by {owners}; uninstall one or rename it"
+
+
+@lru_cache(maxsize=8)
+def _name_and_version(distribution: importlib.metadata.Distribution | None) -> tuple[str, str]:
+    """Kept, since each asks for the metadata to be parsed, and a package may bring many plugins."""
+    if distribution is None:
+        return "", ""
+    if distribution.name == "genrl-core":  # an editable install keeps the number it came with
+        return "genrl-core", __version__
+    return distribution.name, distribution.version
 
 
 def _origin(module: str) -> str:
@@ -414,42 +422,10 @@ def _origin(module: str) -> str:
 
 def _reason(error: BaseException) -> str:
     """An exception in one line, with the line of the plugin that raised it."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, PluginError):
         return str(error)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
     frames = traceback.extract_tb(error.__traceback__)
     machinery = ("<frozen", __file__, pluggy.__path__[0], importlib.__path__[0])
     own = [frame for frame in frames if not frame.filename.startswith(machinery)]
     return f"{text} ({own[-1].filename}:{own[-1].lineno})" if own else text
-
-
-def config_of(function: RewardFunction, media: str) -> type[RewardConfig]:
-    """The config class of a plain function that judges ``media``; its one field is the weight.
-
-    Raises:
-        PluginError: it has no docstring or takes other arguments, or there is no such medium.
-    """
-    name, known = function.__name__, sorted(medium.value for medium in MEDIA)
-    if not (function.__doc__ or "").strip():
-        raise PluginError(f"{name}() has no docstring; `genrl ls` shows the first line of it")
-    try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        raise PluginError(f"{name}() cannot be called as {name}(media, prompts)") from None
-    if media not in known:
-        raise PluginError(f"{name}() judges the unknown medium {media!r}; there are {known}")
-    judged = frozenset({Capability(media)})
-
-    class FunctionReward(Reward):
-        def __call__(self, media: Media, prompts: Sequence[Prompt]) -> Sequence[float | None]:
-            return function(media, list(prompts))
-
-    class FunctionConfig(RewardConfig):
-        __doc__ = function.__doc__
-        media: ClassVar[frozenset[Capability]] = judged
-
-        def build(self) -> Reward:
-            return FunctionReward()
-
-    FunctionReward.__name__ = FunctionConfig.__name__ = name
-    return FunctionConfig

@@ -30,10 +30,10 @@ from genrl_core.loop.rollout import Collector, Rollout
 from genrl_core.loop.settings import EmaConfig
 from genrl_core.loop.update import Learner
 from genrl_core.loop.weights import WeightSets, fingerprint
-from genrl_core.recipe.check import negotiate, resolve_views
+from genrl_core.recipe.check import CheckedRecipe, check_recipe, resolve_views
 from genrl_core.recipe.identity import refusal
 from genrl_core.recipe.problems import raise_if
-from genrl_core.recipe.prompts import Reader, load_prompts, unread
+from genrl_core.recipe.prompts import Reader, unread
 from genrl_core.recipe.recipe import Recipe, load_recipe
 from genrl_core.run import assembly as build
 from genrl_core.run import checkpoint
@@ -68,9 +68,9 @@ class Trainer:
     """A policy being trained: everything that an iteration changes, and nothing that it writes."""
 
     def __init__(
-        self, recipe: Recipe, *, policy: Policy | None = None, sampler: Sampler | None = None,
-        rewards: Mapping[str, Reward] | None = None, optimizer: OptimizerFactory | None = None,
-        runtime: Runtime | None = None, notify: Notify = lambda _: None,
+        self, recipe: Recipe | CheckedRecipe, *, policy: Policy | None = None,
+        sampler: Sampler | None = None, rewards: Mapping[str, Reward] | None = None,
+        optimizer: OptimizerFactory | None = None, runtime: Runtime | None = None, notify: Notify = lambda _: None,
         warn: Notify = warnings.warn,
     ):  # fmt: skip
         """Build what the recipe names; what is injected replaces it.
@@ -80,11 +80,11 @@ class Trainer:
         Raises:
             RecipeError: the recipe's parts do not fit together.
         """
-        negotiate(
+        checked = check_recipe(
             recipe, policy_injected=policy is not None, sampler_injected=sampler is not None,
             rewards_injected=rewards is not None,
         )  # fmt: skip
-        self.recipe = recipe
+        self.recipe = recipe = checked.recipe
         self._notify, self._warn = notify, warn
         self.runtime = runtime or Runtime(recipe.run.device)
         if recipe.run.threads is not None:
@@ -98,9 +98,7 @@ class Trainer:
         built = [] if rewards is not None else [reward for _, reward in self.rewards.values()]
         for reward in (*built, *self.measures.values()):
             reward.to(self.runtime.device)
-        self.prompts = load_prompts(_required(recipe.prompts.file, "prompts.file"))
-        held_out = recipe.prompts.evaluate
-        self.held_out = load_prompts(held_out) if held_out else ()
+        self.prompts, self.held_out = checked.prompts, checked.eval_prompts
         self._sides = _sides(recipe)
         base = fingerprint(self.policy.network)
         self.weight_sets = WeightSets(self.policy, recipe.weights.lora, recipe.run.seed)
@@ -162,17 +160,17 @@ class Trainer:
         if self._prompts_checked:
             return
         self._prompts_checked = True
-        files, sampler = self.recipe.prompts, self.sampler
+        files, sampler = self.recipe.prompt_files, self.sampler
         readers: dict[str, Reader] = {"the policy": partial(sampler.reading, self.policy)}
         rewards = {name: reward for name, (_, reward) in self.rewards.items()}
         readers |= _reading_of("reward", rewards)
-        problems, cuts = unread(self.prompts, readers, files.file)
+        problems, cuts = unread(self.prompts, readers, files["file"].place)
         if self.held_out:
             if not self._sampler_injected:
                 sampler = self.recipe.sampler_for().build()
             readers["the policy"] = partial(sampler.reading, self.policy)
             readers |= _reading_of("measure", self.measures)
-            refused, cut = unread(self.held_out, readers, files.evaluate)
+            refused, cut = unread(self.held_out, readers, files["evaluate"].place)
             problems, cuts = problems + refused, cuts + cut
         for text in dict.fromkeys(cuts):
             self._warn(text)

@@ -15,10 +15,11 @@ from genrl_core.loop.evaluate import Evaluation
 from genrl_core.loop.generate import draw
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.trainer import Record, Trainer
-from genrl_core.recipe.identity import changes, flat, refusal
+from genrl_core.recipe.check import CheckedRecipe, check_recipe
+from genrl_core.recipe.identity import changes, refusal
 from genrl_core.recipe.problems import raise_if
 from genrl_core.recipe.prompts import unread
-from genrl_core.recipe.recipe import RESOLVED_FILE, Recipe, load_recipe
+from genrl_core.recipe.recipe import RESOLVED_FILE, Recipe, flat, load_recipe
 from genrl_core.run import checkpoint
 from genrl_core.run.console import metrics_line
 from genrl_core.run.dry_run import dry_run as run_dry
@@ -46,7 +47,7 @@ class Measured:
 
 
 def run(
-    recipe: Recipe, runs: Path, *, resume: Path | None = None, stop_after: int | None = None,
+    recipe: Recipe | CheckedRecipe, runs: Path, *, resume: Path | None = None, stop_after: int | None = None,
     dry_run: bool = False, json: bool = False, quiet: bool = False,
 ) -> int:  # fmt: skip
     """Train a recipe and keep everything under ``runs``.
@@ -65,13 +66,14 @@ def run(
     Raises:
         GenRLError: with the reason; the last good checkpoint stays.
     """
-    runtime = Runtime(recipe.run.device)
+    checked = check_recipe(recipe)
+    runtime = Runtime(checked.recipe.run.device)
     code = DONE
     try:
         if dry_run:
-            run_dry(recipe, runtime, json, quiet)
+            run_dry(checked, runtime, json, quiet)
         else:
-            code = _Run(recipe, runs, resume, stop_after, runtime, json, quiet).go()
+            code = _Run(checked, runs, resume, stop_after, runtime, json, quiet).go()
     except _Interrupted:
         runtime.close(together=False)
         return STOPPED
@@ -92,10 +94,11 @@ class _Interrupted(Exception):  # noqa: N818  # no error: the run can be resumed
 
 class _Run:
     def __init__(
-        self, recipe: Recipe, runs: Path, resume: Path | None, stop_after: int | None,
+        self, checked: CheckedRecipe, runs: Path, resume: Path | None, stop_after: int | None,
         runtime: Runtime, json: bool, quiet: bool,
     ):  # fmt: skip
-        self._recipe, self._runtime, self._stop_after = recipe, runtime, stop_after
+        self._checked, self._recipe = checked, checked.recipe
+        self._runtime, self._stop_after = runtime, stop_after
         self._started = self._saved = time.monotonic()
         self._signals = Signals()
         self._empty = 0
@@ -160,7 +163,7 @@ class _Run:
 
     def _build(self) -> Trainer:
         return Trainer(
-            self._recipe, runtime=self._runtime, notify=lambda text: self._note("note", text),
+            self._checked, runtime=self._runtime, notify=lambda text: self._note("note", text),
             warn=lambda text: self._note("warning", text),
         )  # fmt: skip
 

@@ -13,10 +13,10 @@ import pytest
 
 from genrl_core import __version__
 from genrl_core.cli.app import main
-from genrl_core.cli.display import matrix, table
-from genrl_core.cli.matrix import Cell
+from genrl_core.cli.display import table
+from genrl_core.cli.matrix import Cell, print_matrix
 from genrl_core.recipe.recipe import load_recipe
-from genrl_core.recipe.summaries import outlines
+from genrl_core.recipe.summaries import summaries
 from genrl_core.registry import Registry
 
 POCKET = Path(__file__).parent / "pocket_plugin.py"
@@ -211,7 +211,7 @@ def test_the_matrix_says_with_which_samplers_an_objective_trains(
     found = [cell(*pair, "every", trains=True) for pair in pairs]
     found += [cell(*pair, "some", trains=pair != ("disc", "spin")) for pair in pairs]
     found += [cell(*pair, "never", trains=False) for pair in pairs]
-    matrix(found, as_json=False)
+    print_matrix(found, as_json=False)
     rows = {
         line.split()[0]: line.split(maxsplit=2)[2]
         for line in capsys.readouterr().out.splitlines()[2:5]
@@ -346,7 +346,7 @@ def test_the_outline_follows_parents_and_survives_broken_files(tmp_path: Path) -
         (tmp_path / f"{name}.yaml").write_text(text)
     registry = Registry.discover([POCKET])
     registry.recipe_folders.append((tmp_path, registry.plugins[0]))
-    found = {one.name: one for one in outlines(registry) if one.name in OUTLINED}
+    found = {one.name: one for one in summaries(registry) if one.name in OUTLINED}
     said = {name: (one.paradigm, one.objectives, one.paper) for name, one in found.items()}
     number = "arXiv 2501.00001"
     assert said["base"] == ("coin", ("clip",), number)
@@ -369,7 +369,7 @@ def test_sixty_recipes_are_listed_in_a_moment(tmp_path: Path) -> None:
     registry = Registry.discover([POCKET])
     registry.recipe_folders.append((tmp_path, registry.plugins[0]))
     before = time.process_time()
-    assert len(outlines(registry)) >= 60
+    assert len(summaries(registry)) >= 60
     assert time.process_time() - before < 0.3
 
 

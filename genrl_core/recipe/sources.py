@@ -1,0 +1,158 @@
+"""From a recipe's file or mapping to its tree, with everything that it inherits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from genrl_core.errors import PluginError, RecipeError
+from genrl_core.recipe.paths import absolute_path, absolute_values, display
+from genrl_core.recipe.problems import (
+    KeyPath,
+    Problem,
+    ProblemsError,
+    SourceLocation,
+    dotted,
+    raise_if,
+)
+from genrl_core.recipe.reader import read_file, read_yaml, to_yaml
+from genrl_core.recipe.tree import RecipeTree, merge, paths_in
+from genrl_core.registry import Registry
+from genrl_core.text import format_value
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe as it is written in one file or mapping, and what that comes to.
+
+    Attributes:
+        text: the file's own text; empty for a mapping.
+        own: what the text says, without its parents.
+        tree: the same over its parents.
+        problems: what is wrong in it and in its parents, none of which hides the rest.
+        parent: what it extends, or None.
+    """
+
+    text: str
+    own: RecipeTree
+    tree: RecipeTree
+    problems: tuple[Problem, ...]
+    parent: "RecipeFile | None" = None
+
+
+class RecipeFiles:
+    """Reads recipes with their parents, each file once, however many recipes extend it."""
+
+    def __init__(self, registry: Registry):
+        self._registry = registry
+        self._files: dict[Path, RecipeFile] = {}
+
+    def read(self, path: Path, below: tuple[Path, ...] = ()) -> RecipeFile:
+        """A file over its parents; ``below`` are the files that led to it.
+
+        Raises:
+            RecipeError: it or a parent cannot be read, or the chain leads back to itself.
+        """
+        known = path.resolve()
+        if known not in self._files:
+            self._files[known] = self.inherit(read_file_alone(path), (*below, known))
+        return self._files[known]
+
+    def inherit(self, child: RecipeFile, below: tuple[Path, ...] = ()) -> RecipeFile:
+        """A recipe that was read alone over its parents; raises like ``read``."""
+        problems = list(child.problems)
+        parent = self._parent(child, below, problems)
+        values = {key: value for key, value in child.own.values.items() if key != "extends"}
+        base = parent.tree if parent else RecipeTree()
+        tree = merge(base, replace(child.own, values=values), problems)
+        return replace(child, tree=tree, problems=tuple(problems), parent=parent)
+
+    def _parent(
+        self, child: RecipeFile, below: tuple[Path, ...], problems: list[Problem]
+    ) -> RecipeFile | None:
+        name = child.own.values.get("extends")
+        if name is None:
+            return None
+        try:
+            path = self._path_of(name, child.own.location("extends").folder)
+            if path.resolve() in below:
+                chain = " > ".join(map(display, (*below, path.resolve())))
+                raise RecipeError(f"leads back to itself: {chain}")
+        except (RecipeError, PluginError) as error:
+            problems.append(child.own.problem(("extends",), str(error)))
+            raise ProblemsError(problems) from None
+        try:
+            parent = self.read(path, below)
+        except ProblemsError as error:
+            raise ProblemsError((*problems, *error.problems)) from None
+        problems += parent.problems
+        return parent
+
+    def _path_of(self, parent: Any, folder: Path) -> Path:
+        """The file that ``extends`` names, from a recipe in ``folder``."""
+        if not isinstance(parent, str):
+            raise RecipeError(f"should be one recipe's name or path, not {format_value(parent)}")
+        if not parent.endswith((".yaml", ".yml")):
+            return self._registry.find_recipe(parent)
+        path = Path(absolute_path(parent, folder))
+        if not path.is_file():
+            raise RecipeError(f"there is no file {display(path)}")
+        return path
+
+
+def read_file_alone(path: Path) -> RecipeFile:
+    """One file's text and tree, without its parents.
+
+    Raises:
+        RecipeError: it cannot be read, is empty, or is no mapping.
+    """
+    problems: list[Problem] = []
+    text, source = read_file(path, problems), display(path)
+    raise_if(problems)
+    assert text is not None  # else there is a problem
+    values, locations = read_yaml(text, source, path.resolve().parent, problems)
+    if isinstance(values, dict):
+        own = RecipeTree(values, locations)
+        return RecipeFile(text, own, own, tuple(problems))
+    message = f"should be a mapping of sections, not {format_value(values)}"
+    if values is None and not problems:
+        message = "is empty; a recipe holds sections such as policy, sampler and train"
+    if values is not None or not problems:
+        problems.append(Problem(source, "", message))
+    raise ProblemsError(problems)
+
+
+def portable_text(path: Path) -> str:
+    """The text of a recipe file in which every path holds from any folder; raises if unreadable."""
+    file = read_file_alone(path)
+    text, own = file.text, file.own
+    values = {own.location(*key).span: value for key, value in absolute_values(own).items()}
+    for (start, end), value in sorted(values.items(), reverse=True):
+        text = text[:start] + to_yaml({"x": value}).strip().removeprefix("x: ") + text[end:]
+    return text
+
+
+def read_mapping(source: Mapping[str, Any]) -> RecipeFile:
+    """A recipe that is given as a mapping; what is no plain value becomes a problem."""
+    problems: list[Problem] = []
+    location = SourceLocation("mapping", folder=Path.cwd())
+
+    def convert(value: Any, path: KeyPath) -> Any:
+        if isinstance(value, Mapping):
+            problems.extend(
+                Problem(str(location), dotted(path), f"keys are text, not {key!r}")
+                for key in value
+                if not isinstance(key, str)
+            )
+            return {k: convert(v, (*path, k)) for k, v in value.items() if isinstance(k, str)}
+        if isinstance(value, list | tuple):
+            return [convert(entry, (*path, i)) for i, entry in enumerate(value)]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        what = f"holds a {type(value).__name__}; recipes hold text, numbers, lists and mappings"
+        problems.append(Problem(str(location), dotted(path), what))
+        return None
+
+    values = convert(source, ())
+    own = RecipeTree(values, dict.fromkeys(paths_in(values), location))
+    return RecipeFile("", own, own, tuple(problems))
