@@ -23,7 +23,7 @@ def print_json(value: Any) -> None:
 
 def cell_text(value: Any) -> str:
     """A value as a cell of a table: a list in one line, nothing for None and False."""
-    return " ".join(value) if isinstance(value, list) else str(value or "")
+    return " ".join(value) if isinstance(value, list | tuple) else str(value or "")
 
 
 def table(

@@ -1,6 +1,7 @@
 """``genrl ls``: components, recipes, and what trains with what."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from genrl_core.cli.display import cell_text, table
@@ -61,20 +62,7 @@ def recipe_rows(registry: Registry) -> list[dict[str, Any]]:
     """Every recipe: what it combines, whose method it is, and the first comment of its file."""
     from genrl_core.recipe.summaries import summaries
 
-    return [
-        {
-            "name": found.name,
-            "paradigm": found.paradigm,
-            "objectives": list(found.objectives),
-            "paper": found.paper,
-            "summary": found.summary,
-            "plugin": found.plugin.name,
-            "version": found.plugin.version,
-            "path": str(found.path),
-            "problem": found.problem,
-        }
-        for found in summaries(registry)
-    ]
+    return [asdict(found) for found in summaries(registry)]
 
 
 def recipe_table(rows: Sequence[dict[str, Any]]) -> None:

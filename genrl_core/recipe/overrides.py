@@ -1,7 +1,8 @@
 """``KEY=VALUE`` items: read one by one, then laid over a recipe's tree together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,11 @@ class Override:
     value: Any
     location: SourceLocation
 
-    def label_maps(self) -> Iterator[KeyPath]:
-        """The maps of labels that it states as a whole."""
+    def states(self, labels: KeyPath) -> bool:
+        """Whether it gives this map of labels as a whole."""
         depth = len(self.path)
-        for labels in LABEL_MAPS:
-            if labels[:depth] == self.path and isinstance(
-                value_at(self.value, labels[depth:]), dict
-            ):
-                yield labels
+        whole = isinstance(value_at(self.value, labels[depth:]), dict)
+        return whole and labels[:depth] == self.path
 
 
 def parse_overrides(items: Sequence[str], problems: list[Problem]) -> list[Override]:
@@ -74,15 +72,14 @@ def apply_overrides(
         return tree, ()
     changes = _as_tree(overrides, tree)
     removed: list[str] = []
-    whole = {path: each.location for each in overrides for path in each.label_maps()}
-    for path, location in whole.items():
+    for override, path in product(overrides, LABEL_MAPS):
         old, new = tree.get(*path), changes.get(*path)
-        if not isinstance(old, dict) or not isinstance(new, dict):
+        if not override.states(path) or not isinstance(old, dict) or not isinstance(new, dict):
             continue
         if gone := [label for label in old if new.get(label) is None]:
             names = ", ".join(dotted((*path, label)) for label in gone)
             what = f"replaces the labels of {dotted(path)} and removes {names}"
-            removed.append(f"{location}: {what}")
+            removed.append(f"{override.location}: {what}")
         tree = tree.replace(path, {label: old[label] for label in old if label in new})
     return merge(tree, changes, problems), tuple(removed)
 

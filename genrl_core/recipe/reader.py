@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from genrl_core.recipe.paths import display
 from genrl_core.recipe.problems import KeyPath, Problem, SourceLocation, dotted
+from genrl_core.recipe.tree import display
 from genrl_core.text import format_value
 
 _Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from genrl_core.errors import PluginError, RecipeError
 from genrl_core.interfaces.configs import (
+    Component,
     ObjectiveConfig,
     PolicyConfig,
     RewardConfig,
@@ -19,7 +20,7 @@ from genrl_core.interfaces.configs import (
 )
 from genrl_core.loop.settings import AdvantageConfig, FilterConfig, TrainConfig, WeightsConfig
 from genrl_core.recipe.overrides import apply_overrides, parse_overrides
-from genrl_core.recipe.problems import KeyPath, Problem, SourceLocation, raise_if
+from genrl_core.recipe.problems import KeyPath, Problem, SourceLocation, dotted, raise_if
 from genrl_core.recipe.prompts import PromptFile
 from genrl_core.recipe.reader import to_yaml
 from genrl_core.recipe.resolve import SECTION_SCHEMAS, resolve
@@ -46,13 +47,11 @@ class Recipe:
         resolved: the plain tree: parents merged, defaults filled, `use` everywhere, the versions
             of the plugins used under `requires`.
         given: the file's text as given; empty for a mapping.
+        prompt_files: ``file`` and ``evaluate`` -> the prompts there, read when first asked for.
         registry: what the names were looked up in.
         locations: key path -> where it was written, for every given value.
         tree: the merged tree before validation, which overrides build on.
         removed: what overrides of whole maps of labels took away, as sentences.
-
-    What is read from other files (prompts, the recipe under policy.weights) is read once, when it
-    is first asked for.
     """
 
     name: str
@@ -69,6 +68,7 @@ class Recipe:
     evaluate: EvaluateConfig
     save: SaveConfig
     run: RunConfig
+    prompt_files: Mapping[str, PromptFile] = field(repr=False)
     resolved: dict[str, Any] = field(repr=False)
     given: str = field(repr=False)
     registry: Registry = field(repr=False)
@@ -80,19 +80,17 @@ class Recipe:
         """``file:line`` of a value, or of the nearest thing that holds it."""
         return str(RecipeTree({}, self.locations).location(*path))
 
-    def problem(self, path: KeyPath, message: str) -> Problem:
+    def problem(self, message: str, *path: str | int) -> Problem:
         """A problem of the value at ``path``, with its line."""
-        return RecipeTree({}, self.locations).problem(path, message)
+        return Problem(self.place(*path), dotted(path), message)
+
+    def name_of(self, config: Component) -> str:
+        """The name under which the class of a config is registered."""
+        return self.registry.name_of(config)
 
     def to_yaml(self) -> str:
         """The resolved form: itself a recipe that reproduces the run."""
         return to_yaml(self.resolved)
-
-    @cached_property
-    def prompt_files(self) -> Mapping[str, PromptFile]:
-        """The prompt files that exist, by their key: ``file`` or ``evaluate``."""
-        paths = self.prompts.model_dump().items()
-        return {key: PromptFile(path) for key, path in paths if path and Path(path).is_file()}
 
     def digest(self) -> str:
         """sha256 of what decides the result, rounding included, for caches.
@@ -137,26 +135,24 @@ class Recipe:
         """The resolved form with contents in place of names; ``users`` begin with its weights."""
         tree = deepcopy(self.resolved)
         for key, file in self.prompt_files.items():
-            tree["prompts"][key] = file.sha256
-        if (base := self.base_recipe()) is not None:
+            if file.path.is_file():
+                tree["prompts"][key] = file.sha256
+        if (base := self.base_recipe) is not None:
             chain = (*users, self.name)
             if base.name in chain:
                 loop = " > ".join((*chain, base.name))
                 place = self.place("policy", "weights")
                 raise RecipeError(f"{place}: policy.weights: leads back to itself: {loop}")
-            tree["policy"]["weights"] = base._digest(chain)
+            tree["policy"]["weights"] = base._digest(chain)  # noqa: SLF001  # of its own kind
         return tree
 
+    @cached_property
     def base_recipe(self) -> "Recipe | None":
-        """The recipe that `policy.weights: recipe:NAME` names, or None.
+        """The recipe that `policy.weights: recipe:NAME` names, read when first asked for, or None.
 
         Raises:
             RecipeError: it does not exist or is wrong.
         """
-        return self._base_recipe
-
-    @cached_property
-    def _base_recipe(self) -> "Recipe | None":
         weights = self.policy.weights if self.policy else None
         if not weights or not weights.startswith("recipe:"):
             return None
@@ -235,13 +231,9 @@ def _build(
     problems: list[Problem],
 ) -> Recipe:  # fmt: skip
     tree, removed = apply_overrides(tree, parse_overrides(overrides, problems), problems)
-    found = resolve(tree, registry, problems)
     return Recipe(
-        name=name, policy=found.one("policy"), sampler=found.one("sampler"),
-        reward=found.labelled("reward"), objective=found.labelled("objective"),
-        metrics=found.labelled("evaluate", "metrics"), **cast(dict[str, Any], found.sections),
-        resolved=found.values, given=given, registry=registry, locations=found.locations,
-        tree=tree, removed=removed,
+        name=name, given=given, registry=registry, tree=tree, removed=removed,
+        **resolve(tree, registry, problems),
     )  # fmt: skip
 
 

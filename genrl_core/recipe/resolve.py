@@ -6,11 +6,11 @@ from typing import Any, TypeVar, cast
 
 from genrl_core.errors import PluginError
 from genrl_core.interfaces.configs import Component, ObjectiveConfig, SamplerConfig, Schema
-from genrl_core.recipe.paths import absolute_values
 from genrl_core.recipe.problems import KeyPath, Problem, SourceLocation, dotted, raise_if
+from genrl_core.recipe.prompts import PromptFile
 from genrl_core.recipe.requirements import check_requirements
-from genrl_core.recipe.sections import SECTIONS, EvaluateConfig
-from genrl_core.recipe.tree import COMPONENTS, LABEL_MAPS, LABELLED, RecipeTree
+from genrl_core.recipe.sections import SECTIONS, EvaluateConfig, PromptsConfig
+from genrl_core.recipe.tree import COMPONENTS, LABEL_MAPS, LABELLED, RecipeTree, absolute_values
 from genrl_core.recipe.validate import Validator, without_nulls
 from genrl_core.registry import Kind, Registry
 from genrl_core.text import format_value, join_names
@@ -31,33 +31,11 @@ class Found:
     fields: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """What a recipe comes to.
-
-    Attributes:
-        components: key path -> config, in the recipe's order.
-        sections: name -> config of every fixed section.
-        values: the plain tree with parents merged, defaults filled and versions under `requires`.
-        locations: where every given value was written; a preset's names its objective.
-    """
-
-    components: Mapping[KeyPath, Component]
-    sections: Mapping[str, Schema]
-    values: dict[str, Any]
-    locations: Mapping[KeyPath, SourceLocation]
-
-    def one(self, kind: str) -> Any:
-        """The policy or the sampler, or None."""
-        return self.components.get((kind,))
-
-    def labelled(self, *above: str) -> dict[str, Any]:
-        """Label -> config under ``reward``, ``objective`` or ``evaluate.metrics``."""
-        return _labelled(self.components, above)
-
-
-def resolve(tree: RecipeTree, registry: Registry, problems: list[Problem]) -> Resolved:
+def resolve(tree: RecipeTree, registry: Registry, problems: list[Problem]) -> dict[str, Any]:
     """Validate a merged tree against the sections' schemas and the registry.
+
+    Returns:
+        The fields of a ``Recipe`` that come of it, by their names.
 
     Raises:
         RecipeError: everything that is wrong, ``problems`` from before included.
@@ -87,8 +65,16 @@ def resolve(tree: RecipeTree, registry: Registry, problems: list[Problem]) -> Re
     owners = (registry.owner(each.kind, each.name) for each in found.values())
     requires = check_requirements(tree, owners, problems)
     raise_if(problems)
-    values = _resolved_values(requires, found, components, sections)
-    return Resolved(components, sections, values, tree.locations)
+    paths = cast(PromptsConfig, sections["prompts"]).model_dump()
+    return {
+        **{kind: components.get((kind,)) for kind in COMPONENTS},
+        **{kind: _labelled(components, kind) for kind in LABELLED},
+        **sections,
+        "metrics": _labelled(components, "evaluate", "metrics"),
+        "prompt_files": {key: PromptFile(path) for key, path in paths.items() if path is not None},
+        "resolved": _resolved_values(requires, found, components, sections),
+        "locations": tree.locations,
+    }
 
 
 def _with_mappings(tree: RecipeTree, problems: list[Problem]) -> RecipeTree:
@@ -207,11 +193,12 @@ def _resolved_values(
     return {
         "requires": requires,
         **{kind: named[kind,] for kind in COMPONENTS if (kind,) in named},
-        **{kind: _labelled(named, (kind,)) for kind in LABELLED},
+        **{kind: _labelled(named, kind) for kind in LABELLED},
         **fixed,
-        "evaluate": fixed["evaluate"] | {"metrics": _labelled(named, ("evaluate", "metrics"))},
+        "evaluate": fixed["evaluate"] | {"metrics": _labelled(named, "evaluate", "metrics")},
     }
 
 
-def _labelled(components: Mapping[KeyPath, T], above: KeyPath) -> dict[str, T]:
+def _labelled(components: Mapping[KeyPath, T], *above: str) -> dict[str, T]:
+    """Label -> component of one map of labels."""
     return {str(path[-1]): each for path, each in components.items() if path[:-1] == above}

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from genrl_core.errors import PluginError, RecipeError
-from genrl_core.recipe.paths import absolute_path, absolute_values, display
 from genrl_core.recipe.problems import (
     KeyPath,
     Problem,
@@ -16,7 +15,14 @@ from genrl_core.recipe.problems import (
     raise_if,
 )
 from genrl_core.recipe.reader import read_file, read_yaml, to_yaml
-from genrl_core.recipe.tree import RecipeTree, merge, paths_in
+from genrl_core.recipe.tree import (
+    RecipeTree,
+    absolute_path,
+    absolute_values,
+    display,
+    merge,
+    paths_in,
+)
 from genrl_core.registry import Registry
 from genrl_core.text import format_value
 

@@ -2,46 +2,48 @@
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from genrl_core.errors import GenRLError
 from genrl_core.recipe.sources import RecipeFile, RecipeFiles
-from genrl_core.registry import Plugin, Registry
+from genrl_core.registry import Registry
 
 _ARXIV = re.compile(r"arXiv[: ]*([0-9]{4}\.[0-9]{4,5})", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RecipeSummary:
     """One recipe in a list.
 
     Attributes:
-        name, path, plugin: where it is.
-        summary: the first line of its file, where that is a comment.
+        name, path: of the recipe and of its file.
+        plugin, version: whose it is.
         paradigm: of its policy; of its sampler where it has no policy of its own.
         objectives: their registered names.
         paper: ``arXiv NUMBER`` from the summary; or else the parent's number, where the first
             objective is the parent's; or else the paper of the first objective that has one.
-        problem: why nothing is known beyond the name; empty if all is well.
+        summary: the first line of its file, where that is a comment.
+        problem: what is wrong with the file; empty if all is well.
     """
 
     name: str
-    path: Path
-    plugin: Plugin
-    summary: str = ""
     paradigm: str = ""
     objectives: tuple[str, ...] = ()
     paper: str = ""
+    summary: str = ""
+    plugin: str
+    version: str
+    path: str
     problem: str = ""
 
 
 def summaries(registry: Registry) -> list[RecipeSummary]:
     """Every recipe, by name; a broken one says so and hides no other."""
-    files = RecipeFiles(registry)
-    found = []
-    for name, paths in registry.recipes().items():
-        for path, plugin in paths:
-            bare = RecipeSummary(name, path, plugin)
+    files, found = RecipeFiles(registry), list[RecipeSummary]()
+    for name, owned in registry.recipes().items():
+        for path, plugin in owned:
+            bare = RecipeSummary(
+                name=name, plugin=plugin.name, version=plugin.version, path=str(path)
+            )
             try:
                 found.append(_filled(bare, files.read(path), registry))
             except GenRLError as error:
@@ -50,30 +52,25 @@ def summaries(registry: Registry) -> list[RecipeSummary]:
 
 
 def _filled(bare: RecipeSummary, file: RecipeFile, registry: Registry) -> RecipeSummary:
-    policy, sampler = (_use(file, kind) for kind in ("policy", "sampler"))
-    paradigms = [
-        *(registry.policies[name].paradigm for name in policy if name in registry.policies),
-        *(registry.samplers[name].paradigm for name in sampler if name in registry.samplers),
-    ]
-    objectives = _use(file, "objective")
-    known = [registry.objectives[name] for name in objectives if name in registry.objectives]
-    paper = next((config.paper for config in known if config.paper), "")
+    objectives = _used(file, "objective")
+    papers = [c.paper for use in objectives if (c := registry.objectives.get(use)) is not None]
+    drawing = [registry.policies.get(use) for use in _used(file, "policy")]
+    drawing += [registry.samplers.get(use) for use in _used(file, "sampler")]
     return replace(
-        bare, summary=_first_comment(file), paradigm=next(iter(paradigms), ""),
-        objectives=objectives, paper=_number(file) or paper,
+        bare, objectives=objectives, summary=_first_comment(file),
+        paradigm=next((config.paradigm for config in drawing if config is not None), ""),
+        paper=_number(file) or next(filter(None, papers), ""),
         problem="\n".join(map(str, file.problems)),
     )  # fmt: skip
 
 
-def _use(file: RecipeFile, section: str) -> tuple[str, ...]:
-    """The names used in a section: one, or one for each label."""
+def _used(file: RecipeFile, section: str) -> tuple[str, ...]:
+    """The names of components that a section uses: one, or one for each label."""
     fields = file.tree.get(section)
-    if not isinstance(fields, dict):
-        return ()
     if section != "objective":
-        return (str(fields.get("use", "")),)
-    labels = {label: config for label, config in fields.items() if isinstance(config, dict)}
-    return tuple(str(config.get("use", label)) for label, config in labels.items())
+        fields = {"": fields}
+    configs = fields.items() if isinstance(fields, dict) else ()
+    return tuple(str(c.get("use", label)) for label, c in configs if isinstance(c, dict))
 
 
 def _first_comment(file: RecipeFile) -> str:
@@ -85,7 +82,6 @@ def _number(file: RecipeFile) -> str:
     """The paper that the file names, or else its parent where that has the same method."""
     if number := _ARXIV.search(_first_comment(file)):
         return f"arXiv {number[1]}"
-    parent = file.parent
-    if parent is None or _use(file, "objective")[:1] != _use(parent, "objective")[:1]:
+    if file.parent is None or _used(file, "objective")[:1] != _used(file.parent, "objective")[:1]:
         return ""
-    return _number(parent)
+    return _number(file.parent)

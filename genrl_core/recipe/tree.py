@@ -1,7 +1,9 @@
 """A recipe's tree of plain values with where each was written, and one tree laid over another."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from genrl_core.recipe.problems import KeyPath, Problem, SourceLocation, dotted
@@ -10,6 +12,9 @@ COMPONENTS = ("policy", "sampler")
 LABELLED = ("reward", "objective")
 LABEL_MAPS: tuple[KeyPath, ...] = (*((name,) for name in LABELLED), ("evaluate", "metrics"))
 """Where a mapping goes from labels to components."""
+_HOLD_PATHS: tuple[KeyPath, ...] = (
+    ("extends",), ("prompts", "file"), ("prompts", "evaluate"), ("policy", "weights"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,3 +129,35 @@ def _starts_afresh(old: dict[str, Any], new: dict[str, Any], path: KeyPath) -> b
         return False
     default = path[-1] if is_label(path) else None
     return bool(old.get("use", default) != new["use"])
+
+
+def display(path: Path) -> str:
+    """A path as messages show it: relative where it lies below the working folder."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def absolute_path(path: str, folder: Path) -> str:
+    """An absolute path, with ``~`` and ``..`` taken away."""
+    return os.path.normpath(Path.cwd() / folder / Path(path).expanduser())
+
+
+def absolute_values(tree: RecipeTree) -> dict[KeyPath, str]:
+    """The key of every path in a recipe -> the value that means the same from any folder.
+
+    A relative path is relative to the file that states it. Names of recipes and of models on a
+    hub are no paths: only what ends in ``.yaml`` is one under `extends` and after ``recipe:``.
+    """
+    found: dict[KeyPath, str] = {}
+    for key in _HOLD_PATHS:
+        value = tree.get(*key)
+        if not isinstance(value, str):
+            continue
+        prefix = "recipe:" if key[0] == "policy" else ""
+        is_file = key[0] == "prompts" or value.endswith((".yaml", ".yml"))
+        if is_file and value.startswith(prefix):
+            path = absolute_path(value.removeprefix(prefix), tree.location(*key).folder)
+            found[key] = prefix + path
+    return found

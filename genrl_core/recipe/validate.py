@@ -1,9 +1,8 @@
 """One part of a recipe against its schema: the config, or every problem at its line."""
 
 import json
-import types
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -99,21 +98,13 @@ def without_nulls(schema: type[Schema], fields: Mapping[str, Any]) -> dict[str, 
     out = {}
     for key, value in fields.items():
         field = schema.model_fields.get(key)
-        if value is None and field is not None and not _takes_none(field.annotation):
-            continue
+        if value is None and field is not None:
+            takes = (field.annotation, *get_args(field.annotation))
+            if not {None, type(None), Any} & {*takes}:
+                continue
         nested = _model_at(schema, (key,))
         out[key] = without_nulls(nested, value) if nested and isinstance(value, dict) else value
     return out
-
-
-def _takes_none(annotation: Any) -> bool:
-    if annotation is None or annotation is type(None) or annotation is Any:
-        return True
-    if get_origin(annotation) is Annotated:
-        return _takes_none(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return any(map(_takes_none, get_args(annotation)))
-    return False
 
 
 def _model_at(schema: type[Schema], path: KeyPath) -> type[Schema] | None:

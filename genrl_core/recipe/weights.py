@@ -33,7 +33,7 @@ def trained_by(recipe: Recipe) -> Recipe | None:
     for run in (folder, folder.resolve().parent.parent):  # the second where it is a checkpoint
         if holds_weights(folder) and (run / RESOLVED_FILE).is_file():
             return load_recipe(run / RESOLVED_FILE, registry=recipe.registry)
-    return recipe.base_recipe()
+    return recipe.base_recipe
 
 
 def built_policy(recipe: Recipe) -> PolicyConfig | None:
@@ -65,15 +65,15 @@ def unread_weights(recipe: Recipe) -> Problem | None:
         return None
     message = (
         f"{config.weights} is no folder of a run (with checkpoints/) or of a checkpoint (with "
-        f"MANIFEST.json), and {recipe.registry.name_of(config)} loads no others. Give one of "
+        f"MANIFEST.json), and {recipe.name_of(config)} loads no others. Give one of "
         "these, or recipe:NAME, or null for the initial weights"
     )
-    return recipe.problem(_PATH, message)
+    return recipe.problem(message, *_PATH)
 
 
 def weights_problems(recipe: Recipe) -> Iterator[Problem]:
     """Why the policy cannot begin from its weights, as far as configs alone say."""
-    policy, name_of = recipe.policy, recipe.registry.name_of
+    policy, name_of = recipe.policy, recipe.name_of
     if (unread := unread_weights(recipe)) is not None:
         yield unread
     if policy is None or unread is not None:
@@ -83,12 +83,12 @@ def weights_problems(recipe: Recipe) -> Iterator[Problem]:
     except RecipeError:
         return  # whoever loads the weights says so
     if built is not None and (reason := built.weights_problem()):
-        yield recipe.problem(_PATH, reason)
+        yield recipe.problem(reason, *_PATH)
     other = trained.policy if trained else None
     if other is None or isinstance(other, type(policy)) or isinstance(policy, type(other)):
         return
     yield recipe.problem(
-        _PATH,
         f"{policy.weights} holds the weights of {name_of(other)}, and this policy is "
         f"{name_of(policy)}, another network. Choose policy.use={name_of(other)}, or other weights",
+        *_PATH,
     )
