@@ -3,23 +3,21 @@
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import pluggy
 
-from genrl_core import __version__, hookspecs
+from genrl_core import __version__
 from genrl_core.errors import PluginError
-from genrl_core.function_rewards import config_of
 from genrl_core.interfaces.configs import (
     Component,
     ObjectiveConfig,
@@ -27,109 +25,10 @@ from genrl_core.interfaces.configs import (
     RewardConfig,
     SamplerConfig,
 )
+from genrl_core.registration import KINDS, PLURALS, Kind, Plugin, Registration, registration_of
 from genrl_core.text import did_you_mean, join_names
 
 GROUP = "genrl_core"
-
-VERBS = ("ls", "show", "cp", "check", "run", "sample", "plugins")
-"""GenRL's own verbs, which no plugin may take."""
-
-Kind = Literal["policy", "sampler", "reward", "objective"]
-
-KINDS: dict[Kind, type[Component]] = {
-    "policy": PolicyConfig,
-    "sampler": SamplerConfig,
-    "reward": RewardConfig,
-    "objective": ObjectiveConfig,
-}
-
-PLURALS: dict[Kind, str] = {
-    "policy": "policies",
-    "sampler": "samplers",
-    "reward": "rewards",
-    "objective": "objectives",
-}
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """One plugin and what became of it.
-
-    Attributes:
-        name: of its entry point, its file or its module.
-        distribution, version: of the package that brought it; empty for a file or a bare module.
-        path: of its entry module; empty where that cannot be found.
-        registered: what it registered, as ``sampler confidence``.
-        reason: why it is broken; empty where it is not.
-    """
-
-    name: str
-    distribution: str = ""
-    version: str = ""
-    path: str = ""
-    registered: tuple[str, ...] = ()
-    reason: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name} ({f'{self.distribution} {self.version}'.strip() or self.path})"
-
-
-@dataclass(frozen=True)
-class Command:
-    """One verb that a plugin adds to the command line."""
-
-    name: str
-    command: Callable[..., Any]
-    plugin: Plugin
-
-
-@dataclass
-class _Found:
-    """What one plugin registers; taken over as a whole or not at all."""
-
-    components: list[tuple[Kind, str, type[Component]]] = field(default_factory=list)
-    recipes: list[Path] = field(default_factory=list)
-    commands: list[tuple[str, Callable[..., Any]]] = field(default_factory=list)
-
-    def component(self, kind: Kind, name: str, config: Any) -> None:
-        base, what = KINDS[kind], f"{kind} {name!r}"
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise PluginError(f"{kind} name {name!r}: use lower-case letters, digits and _")
-        if not (isinstance(config, type) and issubclass(config, base)):
-            wanted = f"{base.__name__}{' and no function' if kind == 'reward' else ''}"
-            raise PluginError(f"{what}: {config!r} is no subclass of {wanted}")
-        if getattr(config, "__abstractmethods__", None):
-            raise PluginError(f"{what}: {config.__name__} defines no build()")
-        if kind in ("policy", "sampler") and not hasattr(config, "paradigm"):
-            raise PluginError(f"{what}: {config.__name__} names no paradigm")
-        if "use" in config.model_fields:
-            raise PluginError(f"{what}: a field cannot be called `use`")
-        self.components.append((kind, name, config))
-
-    def reward(self, name: str, reward: Any, *, media: str | None = None) -> None:
-        """A config class, or a function and what it judges."""
-        if inspect.isfunction(reward):
-            reward = config_of(reward, media or "image")
-        elif media is not None:
-            raise PluginError(f"reward {name!r}: media= goes with a function; a config has its own")
-        self.component("reward", name, reward)
-
-    def recipe_folder(self, folder: Path | str) -> None:
-        if not Path(folder).is_dir():
-            raise PluginError(f"recipe folder {folder} does not exist")
-        self.recipes.append(Path(folder))
-
-    def command(self, command: Callable[..., Any], *, name: str) -> None:
-        if name in VERBS:
-            raise PluginError(f"the command `{name}` is GenRL's own; choose another name")
-        self.commands.append((name, command))
-
-    def summary(self) -> tuple[str, ...]:
-        return (
-            *(f"{kind} {name}" for kind, name, _ in self.components),
-            *(f"recipes in {folder}" for folder in self.recipes),
-            *(f"command {name}" for name, _ in self.commands),
-        )
 
 
 class Registry:
@@ -139,7 +38,7 @@ class Registry:
         policies, samplers, rewards, objectives: name -> config class; names that two plugins claim
             are left out.
         plugins: every plugin that was looked at, broken ones with their reason.
-        commands: verbs for the command line.
+        commands: verb -> command, for the command line.
         recipe_folders: folders of recipes with their owners, GenRL's own first.
         files: the plugin files that were given.
     """
@@ -147,12 +46,11 @@ class Registry:
     def __init__(self) -> None:
         own = Plugin("genrl_core", "genrl-core", __version__, str(Path(__file__).parent))
         self.plugins: list[Plugin] = []
-        self.commands: list[Command] = []
+        self.commands: dict[str, Callable[..., Any]] = {}
         self.recipe_folders = [(folder, own) for folder in (builtin_recipes(),) if folder.is_dir()]
         self.files: list[Path] = []
-        self._components: dict[Kind, dict[str, list[tuple[type[Component], Plugin]]]] = {
-            kind: {} for kind in KINDS
-        }
+        self._components: dict[Kind, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
+        self._owners: dict[str, list[Plugin]] = {}
         self._modules: set[str] = set()
         self._recipes: dict[str, list[tuple[Path, Plugin]]] = {}
         self._recipes_are_from: list[tuple[Path, Plugin]] = []
@@ -185,7 +83,7 @@ class Registry:
         plugin = Plugin(point.name, distribution, version, _origin(point.module))
         had_torch = "torch" in sys.modules
         try:
-            found = _call_hooks(point.load())
+            found = registration_of(point.load())
             if "torch" in sys.modules and not had_torch:
                 raise PluginError("its entry module imports torch: do so in build() or a method")
         except (Exception, SystemExit) as error:  # a broken plugin must disturb nobody
@@ -230,18 +128,21 @@ class Registry:
         self._modules.add(name)
         try:
             loaded = importlib.import_module(module) if isinstance(module, str) else module
-            found = _call_hooks(loaded)
+            found = registration_of(loaded)
         except (Exception, SystemExit) as error:
             raise PluginError(f"plugin {name} is broken: {_reason(error)}") from error
         self._take(Plugin(name, path=getattr(loaded, "__file__", None) or ""), found)
 
-    def _take(self, plugin: Plugin, found: _Found) -> None:
+    def _take(self, plugin: Plugin, found: Registration) -> None:
         plugin = replace(plugin, registered=found.summary())
         self.plugins.append(plugin)
         for kind, name, config in found.components:
-            self._components[kind].setdefault(name, []).append((config, plugin))
+            self._components[kind][name] = config
+            self._owners.setdefault(f"{kind} `{name}`", []).append(plugin)
         self.recipe_folders += [(folder, plugin) for folder in found.recipes]
-        self.commands += [Command(name, command, plugin) for name, command in found.commands]
+        for name, command in found.commands:
+            self.commands.setdefault(name, command)
+            self._owners.setdefault(f"command `{name}`", []).append(plugin)
 
     @property
     def policies(self) -> Mapping[str, type[PolicyConfig]]:
@@ -264,8 +165,8 @@ class Registry:
         return list(self._unambiguous(kind))
 
     def _unambiguous(self, kind: Kind) -> dict[str, Any]:
-        entries = sorted(self._components[kind].items())
-        return {name: owners[0][0] for name, owners in entries if len(owners) == 1}
+        known = sorted(self._components[kind].items())
+        return {name: c for name, c in known if len(self._owners[f"{kind} `{name}`"]) == 1}
 
     @property
     def broken(self) -> list[Plugin]:
@@ -279,17 +180,17 @@ class Registry:
 
     @property
     def clashes(self) -> list[str]:
-        """One sentence per name that more than one component claims."""
-        claims = {
-            f"{kind} `{name}`": [plugin for _, plugin in owners]
-            for kind in KINDS
-            for name, owners in sorted(self._components[kind].items())
+        """One sentence per name that more than one component, recipe or verb claims."""
+        recipes = {
+            f"recipe `{name}`": [plugin for _, plugin in files]
+            for name, files in self.recipes().items()
         }
-        for name, files in self.recipes().items():
-            claims[f"recipe `{name}`"] = [plugin for _, plugin in files]
-        for command in self.commands:
-            claims.setdefault(f"command `{command.name}`", []).append(command.plugin)
-        return [_clash(what, plugins) for what, plugins in claims.items() if len(plugins) > 1]
+        return [_clash(*each) for each in (self._owners | recipes).items() if len(each[1]) > 1]
+
+    def clash_of_command(self, name: str) -> str:
+        """What is wrong with a verb that two plugins claim; empty where one does."""
+        owners = self._owners[f"command `{name}`"]
+        return _clash(f"command `{name}`", owners) if len(owners) > 1 else ""
 
     def get(self, kind: Kind, name: str) -> type[Component]:
         """The config class of a name.
@@ -298,23 +199,25 @@ class Registry:
             PluginError: nobody registered it (with the nearest name and the plugins that are
                 broken), or more than one did.
         """
-        return self._registered(kind, name)[0]
-
-    def owner(self, kind: Kind, name: str) -> Plugin:
-        """The plugin that registered a name; raises like ``get``."""
-        return self._registered(kind, name)[1]
-
-    def _registered(self, kind: Kind, name: str) -> tuple[type[Component], Plugin]:
         known = self._components[kind]
-        owners = known.get(name, [])
-        if len(owners) == 1:
-            return owners[0]
-        if owners:
-            raise PluginError(_clash(f"{kind} `{name}`", [plugin for _, plugin in owners]))
+        if name in known:
+            self.owner(kind, name)
+            return known[name]
         others = [other for other in KINDS if name in self._components[other]]
         hint = f"; `{name}` is a registered {others[0]}." if others else did_you_mean(name, known)
         rest = f"Registered {PLURALS[kind]}: {join_names(known)}{self.broken_plugins_note()}"
         raise PluginError(f"unknown {kind} `{name}`{hint or '.'} {rest}")
+
+    def owner(self, kind: Kind, name: str) -> Plugin:
+        """The plugin that registered a name, which must be registered.
+
+        Raises:
+            PluginError: more than one did.
+        """
+        first, *others = self._owners[f"{kind} `{name}`"]
+        if others:
+            raise PluginError(_clash(f"{kind} `{name}`", [first, *others]))
+        return first
 
     def name_of(self, config: Component | type[Component]) -> str:
         """The name under which a config class, or the class of a config, is registered.
@@ -324,8 +227,8 @@ class Registry:
         """
         wanted = config if isinstance(config, type) else type(config)
         for components in self._components.values():
-            for name, owners in components.items():
-                if any(owned is wanted for owned, _ in owners):
+            for name, known in components.items():
+                if known is wanted:
                     return name
         raise PluginError(f"{wanted.__module__}.{wanted.__name__} is not registered")
 
@@ -382,20 +285,6 @@ def _import_file(name: str, file: Path) -> ModuleType:
     return module
 
 
-def _call_hooks(module: ModuleType) -> _Found:
-    found = _Found()
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    manager.register(module)
-    manager.check_pending()
-    for kind, plural in PLURALS.items():
-        register = found.reward if kind == "reward" else partial(found.component, kind)
-        getattr(manager.hook, f"register_{plural}")(register=register)
-    manager.hook.register_recipes(register=found.recipe_folder)
-    manager.hook.register_commands(register=found.command)
-    return found
-
-
 def _clash(what: str, plugins: Sequence[Plugin]) -> str:
     owners = " and ".join(f"{plugin} at {plugin.path}" for plugin in plugins)
     return f"{what} is registered more than once, by {owners}; uninstall one or rename it"
@@ -426,6 +315,6 @@ def _reason(error: BaseException) -> str:
         return str(error)
     text = " ".join(f"{type(error).__name__}: {error}".split())
     frames = traceback.extract_tb(error.__traceback__)
-    machinery = ("<frozen", __file__, pluggy.__path__[0], importlib.__path__[0])
+    machinery = ("<frozen", str(Path(__file__).parent), pluggy.__path__[0], importlib.__path__[0])
     own = [frame for frame in frames if not frame.filename.startswith(machinery)]
     return f"{text} ({own[-1].filename}:{own[-1].lineno})" if own else text

@@ -6,25 +6,26 @@ reads no recipe.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from genrl_core import __version__
-from genrl_core.cli.display import print_json, print_text, table
+from genrl_core.cli.display import print_json, print_text
 from genrl_core.errors import GenRLError, PluginError, RecipeError
-from genrl_core.registry import KINDS, PLURALS, Command, Kind, Registry
+from genrl_core.registration import KINDS, PLURALS, Kind
+from genrl_core.registry import Registry
 from genrl_core.run.launch import launch, launched, worker_code
-from genrl_core.text import did_you_mean, join_names
+from genrl_core.text import did_you_mean
 
 if TYPE_CHECKING:
-    from genrl_core.recipe.check import CheckedRecipe
     from genrl_core.recipe.recipe import Recipe
 
-DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
-"""Exit codes: done; the run failed; the recipe or arguments are wrong; stopped and resumable."""
+DONE, FAILED, WRONG = 0, 1, 2
+"""Exit codes: done; the run failed; the recipe or arguments are wrong. A run may return 75 too."""
 
 _Listed = Literal["policies", "samplers", "rewards", "objectives", "recipes", "all"]
 _KIND_OF: dict[str, Kind] = {plural: kind for kind, plural in PLURALS.items()}
@@ -128,6 +129,7 @@ def check(
     json: _Json = False,
 ) -> None:
     """Check recipes without running them: their schema, whether their parts fit, prompt files."""
+    from genrl_core.cli.show import one_line
     from genrl_core.recipe.check import check_recipe
     from genrl_core.recipe.problems import Problem, problems_of
 
@@ -142,25 +144,16 @@ def check(
             checked = check_recipe(_load(source, overrides, context.obj))
         except GenRLError as error:
             problems = problems_of(error)
-        listing = [{"place": p.place, "path": p.path, "message": p.message} for p in problems]
+        listing = [asdict(problem) for problem in problems]
         results.append({"recipe": source, "ok": not problems, "problems": listing})
         if not json and problems:
             print_text("\n".join(map(str, problems)), error=True)
         elif not json:
-            print_text(f"ok  {checked.recipe.name}: {_combination(checked)}")
+            print_text(f"ok  {checked.recipe.name}: {one_line(checked)}")
     if json:
         print_json(results)
     if not all(result["ok"] for result in results):
         raise typer.Exit(WRONG)
-
-
-def _combination(checked: "CheckedRecipe") -> str:
-    """What a recipe combines, in one line."""
-    recipe, name_of = checked.recipe, checked.recipe.registry.name_of
-    parts = [name_of(part) for part in (recipe.policy, recipe.sampler) if part is not None]
-    objectives = [f"{name_of(c)} [{checked.views[label]}]" for label, c in recipe.objective.items()]
-    rewards = " + ".join(recipe.reward) or "no reward"
-    return f"{', '.join(parts)}, {rewards}, {' + '.join(objectives)}"
 
 
 def _load(source: str, overrides: Sequence[str] | None, registry: Registry) -> "Recipe":
@@ -213,8 +206,7 @@ def run(
         arguments = ["run", recipe, *given, "--runs", str(runs)]
         arguments += ["--resume", str(resume)] if resume else []
         arguments += ["--stop-after", str(stop_after)] if stop_after else []
-        arguments += ["--dry-run"] * dry_run + ["--json"] * json
-        arguments += ["--quiet"] * quiet
+        arguments += ["--dry-run"] * dry_run + ["--json"] * json + ["--quiet"] * quiet
         arguments += [word for file in registry.files for word in ("--plugin", str(file))]
         raise typer.Exit(launch(arguments, processes))
     from genrl_core.run import runner
@@ -248,18 +240,14 @@ def sample(
 
 def plugins(context: typer.Context, json: _Json = False) -> None:
     """List the plugins: version, path, what each registers, or why it is broken."""
+    from genrl_core.cli.listing import plugin_table
+
     registry: Registry = context.obj
-    keys = ("name", "distribution", "version", "path", "registered", "reason")
-    rows = [{key: getattr(plugin, key) for key in keys} for plugin in registry.plugins]
     if json:
-        print_json({"plugins": rows, "clashes": registry.clashes})
+        found = [asdict(plugin) for plugin in registry.plugins]
+        print_json({"plugins": found, "clashes": registry.clashes})
         return
-    shown = []
-    for plugin in registry.plugins:
-        registers = f"BROKEN: {plugin.reason}" if plugin.reason else join_names(plugin.registered)
-        version = f"{plugin.distribution} {plugin.version}".strip()
-        shown.append([plugin.name, version, registers, plugin.path])
-    table("plugins", ("name", "version", "registers", "path"), shown)
+    plugin_table(registry.plugins)
     for clash in registry.clashes:
         print_text(clash, error=True)
 
@@ -291,43 +279,36 @@ def build_app(registry: Registry) -> typer.Typer:
     app.callback()(_root)
     for verb in (ls, show, cp, check, run, sample, plugins):
         app.command()(verb)
-    claims: dict[str, list[Command]] = {}
-    for command in registry.commands:
-        claims.setdefault(command.name, []).append(command)
-    for name, commands in claims.items():
-        if len(commands) > 1:
-            app.command(name, help="registered more than once")(_clashing(name, registry))
-        elif isinstance(commands[0].command, typer.Typer):
-            app.add_typer(commands[0].command, name=name)
+    for name, command in registry.commands.items():
+        if clash := registry.clash_of_command(name):
+            app.command(name, help="registered more than once")(_refusing(clash))
+        elif isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
         else:
-            app.command(name)(commands[0].command)
+            app.command(name)(command)
     return app
 
 
-def _clashing(name: str, registry: Registry) -> Any:
+def _refusing(clash: str) -> Callable[[], None]:
     def refuse() -> None:
-        raise PluginError(next(c for c in registry.clashes if c.startswith(f"command `{name}`")))
+        raise PluginError(clash)
 
     return refuse
 
 
 def _plugin_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The path of every ``--plugin PATH``, and the other arguments."""
-    files: list[str] = []
-    rest: list[str] = []
-    words = iter(arguments)
+    files, rest, words = list[str](), list[str](), iter(arguments)
     for word in words:
+        name, equals, value = word.partition("=")
         if word == "--":
             rest += [word, *words]
-        elif word == "--plugin":
-            file = next(words, None)
-            if file is None:
-                raise RecipeError("--plugin needs a file or a package folder")
-            files.append(file)
-        elif word.startswith("--plugin="):
-            files.append(word.removeprefix("--plugin="))
-        else:
+        elif name != "--plugin":
             rest.append(word)
+        elif file := value if equals else next(words, ""):
+            files.append(file)
+        else:
+            raise RecipeError("--plugin needs a file or a package folder")
     return files, rest
 
 

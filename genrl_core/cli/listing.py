@@ -1,4 +1,4 @@
-"""``genrl ls``: components, recipes, and what trains with what."""
+"""``genrl ls`` and ``genrl plugins``: the tables of what there is."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +12,9 @@ from genrl_core.interfaces.configs import (
     RewardConfig,
     SamplerConfig,
 )
-from genrl_core.registry import Kind, Registry
+from genrl_core.registration import Kind, Plugin
+from genrl_core.registry import Registry
+from genrl_core.text import join_names
 
 
 def component_row(registry: Registry, kind: Kind, name: str) -> dict[str, Any]:
@@ -75,3 +77,13 @@ def recipe_table(rows: Sequence[dict[str, Any]]) -> None:
             row = kept | {"summary": f"BROKEN: {problem}"}  # noqa: PLW2901
         shown.append([cell_text(row.get(column)) for column in columns])
     table("recipes", columns, shown, spare=("plugin", "summary"))
+
+
+def plugin_table(plugins: Sequence[Plugin]) -> None:
+    """The plugins; of a broken one, why."""
+    shown = []
+    for plugin in plugins:
+        registers = f"BROKEN: {plugin.reason}" if plugin.reason else join_names(plugin.registered)
+        version = f"{plugin.distribution} {plugin.version}".strip()
+        shown.append([plugin.name, version, registers, plugin.path])
+    table("plugins", ("name", "version", "registers", "path"), shown)

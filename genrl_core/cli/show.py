@@ -7,10 +7,12 @@ from typing import Any
 from genrl_core.cli.display import cell_text, print_json, print_text, table
 from genrl_core.cli.listing import component_row
 from genrl_core.interfaces.configs import Component
+from genrl_core.recipe.check import CheckedRecipe
 from genrl_core.recipe.problems import KeyPath
 from genrl_core.recipe.reader import to_yaml
 from genrl_core.recipe.recipe import Recipe
-from genrl_core.registry import Kind, Registry
+from genrl_core.registration import Kind
+from genrl_core.registry import Registry
 
 _TYPES = {
     "integer": "whole number",
@@ -54,6 +56,15 @@ def _origin(recipe: Recipe, path: KeyPath) -> str:
     if path[-1] == "use":
         return f"the label, {recipe.place(*path[:-1])}"
     return "installed" if path == ("requires",) else "default"
+
+
+def one_line(checked: CheckedRecipe) -> str:
+    """What a recipe combines, for ``genrl check``."""
+    recipe, name_of = checked.recipe, checked.recipe.name_of
+    parts = [name_of(part) for part in (recipe.policy, recipe.sampler) if part is not None]
+    objectives = [f"{name_of(c)} [{checked.views[label]}]" for label, c in recipe.objective.items()]
+    rewards = " + ".join(recipe.reward) or "no reward"
+    return f"{', '.join(parts)}, {rewards}, {' + '.join(objectives)}"
 
 
 def show_components(registry: Registry, kinds: Sequence[Kind], name: str, *, as_json: bool) -> None:

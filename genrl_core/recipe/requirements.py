@@ -11,7 +11,7 @@ from packaging.version import Version
 from genrl_core import __version__
 from genrl_core.recipe.problems import Problem
 from genrl_core.recipe.tree import RecipeTree
-from genrl_core.registry import Plugin
+from genrl_core.registration import Plugin
 from genrl_core.text import did_you_mean
 
 

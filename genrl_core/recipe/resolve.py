@@ -12,7 +12,8 @@ from genrl_core.recipe.requirements import check_requirements
 from genrl_core.recipe.sections import SECTIONS, EvaluateConfig, PromptsConfig
 from genrl_core.recipe.tree import COMPONENTS, LABEL_MAPS, LABELLED, RecipeTree, absolute_values
 from genrl_core.recipe.validate import Validator, without_nulls
-from genrl_core.registry import Kind, Registry
+from genrl_core.registration import Kind
+from genrl_core.registry import Registry
 from genrl_core.text import format_value, join_names
 
 T = TypeVar("T")

@@ -59,10 +59,9 @@ class RecipeFiles:
         Raises:
             RecipeError: it or a parent cannot be read, or the chain leads back to itself.
         """
-        known = path.resolve()
-        if known not in self._files:
-            self._files[known] = self.inherit(read_file_alone(path), (*below, known))
-        return self._files[known]
+        if path not in self._files:
+            self._files[path] = self.inherit(read_file_alone(path), (*below, path.resolve()))
+        return self._files[path]
 
     def inherit(self, child: RecipeFile, below: tuple[Path, ...] = ()) -> RecipeFile:
         """A recipe that was read alone over its parents; raises like ``read``."""
@@ -81,8 +80,8 @@ class RecipeFiles:
             return None
         try:
             path = self._path_of(name, child.own.location("extends").folder)
-            if path.resolve() in below:
-                chain = " > ".join(map(display, (*below, path.resolve())))
+            if path not in self._files and (real := path.resolve()) in below:
+                chain = " > ".join(map(display, (*below, real)))
                 raise RecipeError(f"leads back to itself: {chain}")
         except (RecipeError, PluginError) as error:
             problems.append(child.own.problem(("extends",), str(error)))

@@ -133,10 +133,9 @@ def _starts_afresh(old: dict[str, Any], new: dict[str, Any], path: KeyPath) -> b
 
 def display(path: Path) -> str:
     """A path as messages show it: relative where it lies below the working folder."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    here = Path.cwd()
+    full = Path(os.path.normpath(here / path))
+    return str(full.relative_to(here) if full.is_relative_to(here) else path)
 
 
 def absolute_path(path: str, folder: Path) -> str:

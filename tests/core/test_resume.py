@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from genrl_core.cli.app import main
 from genrl_core.recipe.sections import SECTIONS
-from genrl_core.registry import KINDS, Registry
+from genrl_core.registration import KINDS
+from genrl_core.registry import Registry
 from genrl_core.run import checkpoint, runner
 
 PLUGIN = """
