@@ -429,22 +429,22 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["ls"], ["ls", "recipes"], ["show", "digits/mask_grpo"], ["show", "grpo"],
-     ["check", "digits/mask_grpo"]],
-    ids=" ".join,
+    ("arguments", "limit"),
+    [(["--help"], 0.35), (["ls"], 0.35), (["ls", "recipes"], 0.35), (["show", "grpo"], 0.5),
+     (["show", "digits/mask_grpo"], 0.5), (["check", "digits/mask_grpo"], 0.5)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
-def test_reading_verbs_cost_half_a_second_and_load_no_torch(arguments: list[str]) -> None:
+def test_reading_verbs_are_quick_and_load_no_torch(arguments: list[str], limit: float) -> None:
     code = (
-        "import sys; from genrl_core.cli.app import main; code = main(sys.argv[1:]);"
+        "import sys; from genrl_core.__main__ import main; code = main(sys.argv[1:]);"
         "sys.exit(99 if 'torch' in sys.modules else code)"
     )
     bare, seconds = [], []
     for _ in range(3):
         bare.append(processor_seconds("import typer.main, pydantic, yaml, pluggy"))
         seconds.append(processor_seconds(code, *arguments))
-    # Half a second, or as much of the libraries' own time where the machine is slower or shared.
-    assert min(seconds) <= max(0.5, 4 * min(bare)), (seconds, bare)
+    # Or as much of the libraries' own time, where the machine is slower or shared.
+    assert min(seconds) <= max(limit, 10 * limit * min(bare)), (seconds, bare)
 
 
 def processor_seconds(code: str, *arguments: str) -> float:

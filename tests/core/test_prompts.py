@@ -12,7 +12,7 @@ import pytest
 
 from genrl_core import Prompt
 from genrl_core.errors import RecipeError
-from genrl_core.recipe.prompts import PromptFile, load_prompts
+from genrl_core.recipe.prompts import load_prompts
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
