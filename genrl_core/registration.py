@@ -30,18 +30,13 @@ VERBS = ("ls", "show", "cp", "check", "run", "sample", "plugins")
 Kind = Literal["policy", "sampler", "reward", "objective"]
 
 KINDS: dict[Kind, type[Component]] = {
-    "policy": PolicyConfig,
-    "sampler": SamplerConfig,
-    "reward": RewardConfig,
-    "objective": ObjectiveConfig,
-}
+    "policy": PolicyConfig, "sampler": SamplerConfig,
+    "reward": RewardConfig, "objective": ObjectiveConfig,
+}  # fmt: skip
 
 PLURALS: dict[Kind, str] = {
-    "policy": "policies",
-    "sampler": "samplers",
-    "reward": "rewards",
-    "objective": "objectives",
-}
+    "policy": "policies", "sampler": "samplers", "reward": "rewards", "objective": "objectives",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

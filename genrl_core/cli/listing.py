@@ -30,7 +30,8 @@ def component_row(registry: Registry, kind: Kind, name: str) -> dict[str, Any]:
         row["judges"] = sorted(medium.value for medium in schema.media)
         row["evaluation_only"] = schema.evaluation_only
     if issubclass(schema, ObjectiveConfig):
-        row["view"] = _by_default(schema, "view_wanted")
+        view = _by_default(schema, "view_wanted")
+        row["view"] = None if view is None else str(getattr(view, "name", view))
         row["needs"] = _capabilities(schema, "needs")
     owner = registry.owner(kind, name)
     plugin = {"plugin": owner.name, "version": owner.version, "path": owner.path}

@@ -30,11 +30,12 @@ from genrl_core.loop.rollout import Collector, Rollout
 from genrl_core.loop.settings import EmaConfig
 from genrl_core.loop.update import Learner
 from genrl_core.loop.weights import WeightSets, fingerprint
-from genrl_core.recipe.check import CheckedRecipe, check_recipe, resolve_views
+from genrl_core.recipe.check import CheckedRecipe, check_recipe
 from genrl_core.recipe.identity import refusal
 from genrl_core.recipe.problems import raise_if
 from genrl_core.recipe.prompts import Reader, unread
 from genrl_core.recipe.recipe import Recipe, load_recipe
+from genrl_core.recipe.views import resolve_views
 from genrl_core.run import assembly as build
 from genrl_core.run import checkpoint
 from genrl_core.run.bases import Notify
@@ -70,8 +71,8 @@ class Trainer:
     def __init__(
         self, recipe: Recipe | CheckedRecipe, *, policy: Policy | None = None,
         sampler: Sampler | None = None, rewards: Mapping[str, Reward] | None = None,
-        optimizer: OptimizerFactory | None = None, runtime: Runtime | None = None, notify: Notify = lambda _: None,
-        warn: Notify = warnings.warn,
+        optimizer: OptimizerFactory | None = None, runtime: Runtime | None = None,
+        notify: Notify = lambda _: None, warn: Notify = warnings.warn,
     ):  # fmt: skip
         """Build what the recipe names; what is injected replaces it.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genrl_core.errors import RecipeError, RewardError
 from genrl_core.interfaces.capability import MEDIA, Capability
@@ -70,9 +70,8 @@ def find_problems(
     """What ``check_recipe`` refuses, as a list; empty where everything fits."""
     flags = {"policy": policy_injected, "sampler": sampler_injected, "reward": rewards_injected}
     injected = [name for name, given in flags.items() if given]
-    known = recipe
-    for name in injected:
-        known = replace(known, **{name: {} if name == "reward" else None})
+    unknown: dict[str, Any] = {name: {} if name == "reward" else None for name in injected}
+    known = replace(recipe, **unknown) if unknown else recipe
     found = [problem for check in CHECKS for problem in check(known)]
     found += check_presence(recipe, injected)
     try:

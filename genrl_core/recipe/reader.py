@@ -5,13 +5,13 @@ are booleans. Tags are refused, keys are text and stand once, aliases and depth 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from genrl_core.recipe.problems import KeyPath, Problem, SourceLocation, dotted
+from genrl_core.recipe.problems import KeyPath, Problem, ProblemsError, SourceLocation, dotted
 from genrl_core.recipe.tree import display
 from genrl_core.text import format_value
 
@@ -28,7 +28,7 @@ _FLOAT = re.compile(
 )
 
 
-def _scalar(node: yaml.ScalarNode) -> Any:
+def _scalar(node: Any) -> Any:
     text = str(node.value)
     if node.style:  # quoted, or a block of lines
         return text
@@ -66,24 +66,27 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
     )
 
 
-def read_file(path: Path, problems: list[Problem]) -> str | None:
-    """The text of a recipe file, or None with the reason added to ``problems``."""
-    source = display(path)
+def read_file(path: Path) -> str:
+    """The text of a recipe file.
+
+    Raises:
+        RecipeError: it cannot be read, is too large, or is no text.
+    """
+    wrong = ""
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            problems.append(Problem(source, "", "is larger than 1 MiB: not a recipe"))
-            return None
-        data = path.read_bytes()
+        data = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else None
+        text = "" if data is None else data.decode("utf-8-sig")
     except OSError as error:
-        problems.append(Problem(source, "", f"cannot be read: {error.strerror}"))
-        return None
-    try:
-        text = data.decode("utf-8-sig")
+        wrong = f"cannot be read: {error.strerror}"
     except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        problems.append(Problem(source, "", "is not a text file in UTF-8"))
-        return None
+        wrong = "is not a text file in UTF-8"
+    else:
+        if data is None:
+            wrong = "is larger than 1 MiB: not a recipe"
+        elif "\0" in text:
+            wrong = "is not a text file in UTF-8"
+    if wrong:
+        raise ProblemsError([Problem(display(path), "", wrong)])
     return text
 
 
@@ -129,7 +132,8 @@ def _check_events(text: str) -> list[tuple[int, str]]:
     """
     tags: list[tuple[int, str]] = []
     aliases = depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    events: Iterable[Any] = yaml.parse(text, Loader=_Loader)
+    for event in events:
         aliases += isinstance(event, yaml.AliasEvent)
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)

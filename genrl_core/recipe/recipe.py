@@ -137,7 +137,7 @@ class Recipe:
         for key, file in self.prompt_files.items():
             if file.path.is_file():
                 tree["prompts"][key] = file.sha256
-        if (base := self.base_recipe) is not None:
+        if (base := self.base_recipe()) is not None:
             chain = (*users, self.name)
             if base.name in chain:
                 loop = " > ".join((*chain, base.name))
@@ -146,13 +146,16 @@ class Recipe:
             tree["policy"]["weights"] = base._digest(chain)  # noqa: SLF001  # of its own kind
         return tree
 
-    @cached_property
     def base_recipe(self) -> "Recipe | None":
         """The recipe that `policy.weights: recipe:NAME` names, read when first asked for, or None.
 
         Raises:
             RecipeError: it does not exist or is wrong.
         """
+        return self._base_recipe
+
+    @cached_property
+    def _base_recipe(self) -> "Recipe | None":
         weights = self.policy.weights if self.policy else None
         if not weights or not weights.startswith("recipe:"):
             return None

@@ -104,7 +104,7 @@ def _no_mapping(tree: RecipeTree, path: KeyPath) -> Problem:
 
 def _look_up(tree: RecipeTree, registry: Registry, problems: list[Problem]) -> dict[KeyPath, Found]:
     """The config class of every component, by its key path."""
-    named = [(kind,) for kind in COMPONENTS if tree.get(kind) is not None]
+    named: list[KeyPath] = [(kind,) for kind in COMPONENTS if tree.get(kind) is not None]
     named += [(*labels, label) for labels in LABEL_MAPS for label in tree.get(*labels) or {}]
     found: dict[KeyPath, Found] = {}
     for path in named:

@@ -12,7 +12,7 @@ from genrl_core.recipe.problems import (
     ProblemsError,
     SourceLocation,
     dotted,
-    raise_if,
+    problems_of,
 )
 from genrl_core.recipe.reader import read_file, read_yaml, to_yaml
 from genrl_core.recipe.tree import (
@@ -29,18 +29,16 @@ from genrl_core.text import format_value
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe as it is written in one file or mapping, and what that comes to.
+    """What is written in one file or mapping, and what that comes to over its parents.
 
     Attributes:
         text: the file's own text; empty for a mapping.
-        own: what the text says, without its parents.
-        tree: the same over its parents.
+        tree: what it says; with ``RecipeFiles`` over its parents.
         problems: what is wrong in it and in its parents, none of which hides the rest.
         parent: what it extends, or None.
     """
 
     text: str
-    own: RecipeTree
     tree: RecipeTree
     problems: tuple[Problem, ...]
     parent: "RecipeFile | None" = None
@@ -60,78 +58,67 @@ class RecipeFiles:
             RecipeError: it or a parent cannot be read, or the chain leads back to itself.
         """
         if path not in self._files:
-            self._files[path] = self.inherit(read_file_alone(path), (*below, path.resolve()))
+            self._files[path] = self.inherit(read_alone(path), (*below, path.resolve()))
         return self._files[path]
 
     def inherit(self, child: RecipeFile, below: tuple[Path, ...] = ()) -> RecipeFile:
         """A recipe that was read alone over its parents; raises like ``read``."""
-        problems = list(child.problems)
-        parent = self._parent(child, below, problems)
-        values = {key: value for key, value in child.own.values.items() if key != "extends"}
-        base = parent.tree if parent else RecipeTree()
-        tree = merge(base, replace(child.own, values=values), problems)
-        return replace(child, tree=tree, problems=tuple(problems), parent=parent)
+        values, problems = dict(child.tree.values), list(child.problems)
+        name, parent = values.pop("extends", None), None
+        if name is not None:
+            try:
+                path = self._path_of(name, child.tree.location("extends").folder, below)
+            except (RecipeError, PluginError) as error:
+                problems.append(child.tree.problem(("extends",), str(error)))
+                raise ProblemsError(problems) from None
+            try:
+                parent = self.read(path, below)
+            except RecipeError as error:
+                raise ProblemsError((*problems, *problems_of(error))) from None
+            problems += parent.problems
+        own = replace(child.tree, values=values)
+        tree = merge(parent.tree if parent else RecipeTree(), own, problems)
+        return RecipeFile(child.text, tree, tuple(problems), parent)
 
-    def _parent(
-        self, child: RecipeFile, below: tuple[Path, ...], problems: list[Problem]
-    ) -> RecipeFile | None:
-        name = child.own.values.get("extends")
-        if name is None:
-            return None
-        try:
-            path = self._path_of(name, child.own.location("extends").folder)
-            if path not in self._files and (real := path.resolve()) in below:
-                chain = " > ".join(map(display, (*below, real)))
-                raise RecipeError(f"leads back to itself: {chain}")
-        except (RecipeError, PluginError) as error:
-            problems.append(child.own.problem(("extends",), str(error)))
-            raise ProblemsError(problems) from None
-        try:
-            parent = self.read(path, below)
-        except ProblemsError as error:
-            raise ProblemsError((*problems, *error.problems)) from None
-        problems += parent.problems
-        return parent
-
-    def _path_of(self, parent: Any, folder: Path) -> Path:
+    def _path_of(self, parent: Any, folder: Path, below: tuple[Path, ...]) -> Path:
         """The file that ``extends`` names, from a recipe in ``folder``."""
         if not isinstance(parent, str):
             raise RecipeError(f"should be one recipe's name or path, not {format_value(parent)}")
-        if not parent.endswith((".yaml", ".yml")):
-            return self._registry.find_recipe(parent)
-        path = Path(absolute_path(parent, folder))
-        if not path.is_file():
-            raise RecipeError(f"there is no file {display(path)}")
+        if parent.endswith((".yaml", ".yml")):
+            path = Path(absolute_path(parent, folder))
+            if not path.is_file():
+                raise RecipeError(f"there is no file {display(path)}")
+        else:
+            path = self._registry.find_recipe(parent)
+        if path not in self._files and (real := path.resolve()) in below:
+            raise RecipeError(f"leads back to itself: {' > '.join(map(display, (*below, real)))}")
         return path
 
 
-def read_file_alone(path: Path) -> RecipeFile:
-    """One file's text and tree, without its parents.
+def read_alone(path: Path) -> RecipeFile:
+    """One file without its parents.
 
     Raises:
         RecipeError: it cannot be read, is empty, or is no mapping.
     """
-    problems: list[Problem] = []
-    text, source = read_file(path, problems), display(path)
-    raise_if(problems)
-    assert text is not None  # else there is a problem
+    text, source, problems = read_file(path), display(path), list[Problem]()
     values, locations = read_yaml(text, source, path.resolve().parent, problems)
     if isinstance(values, dict):
-        own = RecipeTree(values, locations)
-        return RecipeFile(text, own, own, tuple(problems))
-    message = f"should be a mapping of sections, not {format_value(values)}"
-    if values is None and not problems:
+        return RecipeFile(text, RecipeTree(values, locations), tuple(problems))
+    if values is not None:
+        message = f"should be a mapping of sections, not {format_value(values)}"
+        problems.append(Problem(source, "", message))
+    elif not problems:
         message = "is empty; a recipe holds sections such as policy, sampler and train"
-    if values is not None or not problems:
         problems.append(Problem(source, "", message))
     raise ProblemsError(problems)
 
 
 def portable_text(path: Path) -> str:
     """The text of a recipe file in which every path holds from any folder; raises if unreadable."""
-    file = read_file_alone(path)
-    text, own = file.text, file.own
-    values = {own.location(*key).span: value for key, value in absolute_values(own).items()}
+    file = read_alone(path)
+    text, tree = file.text, file.tree
+    values = {tree.location(*key).span: value for key, value in absolute_values(tree).items()}
     for (start, end), value in sorted(values.items(), reverse=True):
         text = text[:start] + to_yaml({"x": value}).strip().removeprefix("x: ") + text[end:]
     return text
@@ -159,5 +146,5 @@ def read_mapping(source: Mapping[str, Any]) -> RecipeFile:
         return None
 
     values = convert(source, ())
-    own = RecipeTree(values, dict.fromkeys(paths_in(values), location))
-    return RecipeFile("", own, own, tuple(problems))
+    tree = RecipeTree(values, dict.fromkeys(paths_in(values), location))
+    return RecipeFile("", tree, tuple(problems))

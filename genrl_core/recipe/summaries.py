@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from genrl_core.errors import GenRLError
 from genrl_core.recipe.sources import RecipeFile, RecipeFiles
@@ -54,7 +55,7 @@ def summaries(registry: Registry) -> list[RecipeSummary]:
 def _filled(bare: RecipeSummary, file: RecipeFile, registry: Registry) -> RecipeSummary:
     objectives = _used(file, "objective")
     papers = [c.paper for use in objectives if (c := registry.objectives.get(use)) is not None]
-    drawing = [registry.policies.get(use) for use in _used(file, "policy")]
+    drawing: list[Any] = [registry.policies.get(use) for use in _used(file, "policy")]
     drawing += [registry.samplers.get(use) for use in _used(file, "sampler")]
     return replace(
         bare, objectives=objectives, summary=_first_comment(file),

@@ -99,8 +99,8 @@ def without_nulls(schema: type[Schema], fields: Mapping[str, Any]) -> dict[str, 
     for key, value in fields.items():
         field = schema.model_fields.get(key)
         if value is None and field is not None:
-            takes = (field.annotation, *get_args(field.annotation))
-            if not {None, type(None), Any} & {*takes}:
+            options = (field.annotation, *get_args(field.annotation))  # of a union
+            if field.annotation is not Any and type(None) not in options:
                 continue
         nested = _model_at(schema, (key,))
         out[key] = without_nulls(nested, value) if nested and isinstance(value, dict) else value

@@ -33,7 +33,7 @@ def trained_by(recipe: Recipe) -> Recipe | None:
     for run in (folder, folder.resolve().parent.parent):  # the second where it is a checkpoint
         if holds_weights(folder) and (run / RESOLVED_FILE).is_file():
             return load_recipe(run / RESOLVED_FILE, registry=recipe.registry)
-    return recipe.base_recipe
+    return recipe.base_recipe()
 
 
 def built_policy(recipe: Recipe) -> PolicyConfig | None:

@@ -47,8 +47,8 @@ class Measured:
 
 
 def run(
-    recipe: Recipe | CheckedRecipe, runs: Path, *, resume: Path | None = None, stop_after: int | None = None,
-    dry_run: bool = False, json: bool = False, quiet: bool = False,
+    recipe: Recipe | CheckedRecipe, runs: Path, *, resume: Path | None = None,
+    stop_after: int | None = None, dry_run: bool = False, json: bool = False, quiet: bool = False,
 ) -> int:  # fmt: skip
     """Train a recipe and keep everything under ``runs``.
 

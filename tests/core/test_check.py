@@ -7,8 +7,9 @@ import pytest
 
 from genrl_core.errors import RecipeError, RewardError
 from genrl_core.interfaces.media import Prompt
-from genrl_core.recipe.check import check_recipe, find_problems, resolve_views
+from genrl_core.recipe.check import check_recipe, find_problems
 from genrl_core.recipe.recipe import Recipe, load_recipe
+from genrl_core.recipe.views import resolve_views
 from genrl_core.registry import Registry
 
 POCKET = Path(__file__).parent / "pocket_plugin.py"

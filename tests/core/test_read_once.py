@@ -56,7 +56,7 @@ def test_a_run_does_everything_to_its_recipe_once(
     monkeypatch.setenv("GENRL_CACHE", str(tmp_path / "cache"))
     counts: Counter[str] = Counter()
     count = lambda *where: counted(counts, monkeypatch, *where)
-    count(sources, "read_file", lambda path, _: path.name)
+    count(sources, "read_file", lambda path: path.name)
     count(recipe, "_build", lambda name, *_: name)
     count(check, "find_problems", lambda read, *_: read.name)
     count(Recipe, "_by_content", lambda read, _: read.name)

@@ -23,8 +23,9 @@ from genrl_core.loop.reward_view import END, replayed, reward_gradient
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.trainer import Trainer
 from genrl_core.loop.update import Learner
-from genrl_core.recipe.check import find_problems, resolve_views
+from genrl_core.recipe.check import find_problems
 from genrl_core.recipe.recipe import Recipe
+from genrl_core.recipe.views import resolve_views
 from genrl_core.testing import ToyGaussian, ToyGaussianSampler, ToyReward, learner_for, rollout_of
 from genrl_core.testing.enumerable import DEVIATION, STEPS
 from genrl_objectives import GrpoConfig, KlConfig, RewardGradientConfig

@@ -21,8 +21,8 @@ from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig
 from genrl_core.loop.update import Learner
 from genrl_core.loop.weights import WeightSets
-from genrl_core.recipe.check import resolve_views
 from genrl_core.recipe.recipe import load_recipe
+from genrl_core.recipe.views import resolve_views
 from genrl_core.testing import ToyReward, learner_for, rollout_of
 
 from .conftest import REGISTRY, TOYS, name, timed, tree_of
