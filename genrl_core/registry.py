@@ -3,23 +3,21 @@
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal, cast
+from typing import Any
 
 import pluggy
 
-from genrl_core import __version__, hookspecs
+from genrl_core import __version__
 from genrl_core.errors import PluginError
-from genrl_core.interfaces.capability import MEDIA, Capability
 from genrl_core.interfaces.configs import (
     Component,
     ObjectiveConfig,
@@ -27,122 +25,20 @@ from genrl_core.interfaces.configs import (
     RewardConfig,
     SamplerConfig,
 )
-from genrl_core.interfaces.media import Media, Prompt
-from genrl_core.interfaces.reward import Reward, RewardFunction
+from genrl_core.registration import KINDS, PLURALS, Kind, Plugin, Registration, registration_of
 from genrl_core.text import did_you_mean, join_names
 
 GROUP = "genrl_core"
-
-VERBS = ("ls", "show", "cp", "check", "run", "sample", "plugins")
-"""GenRL's own verbs, which no plugin may take."""
-
-Kind = Literal["policy", "sampler", "reward", "objective"]
-
-KINDS: dict[Kind, type[Component]] = {
-    "policy": PolicyConfig,
-    "sampler": SamplerConfig,
-    "reward": RewardConfig,
-    "objective": ObjectiveConfig,
-}
-
-_PLURALS: dict[Kind, str] = {
-    "policy": "policies",
-    "sampler": "samplers",
-    "reward": "rewards",
-    "objective": "objectives",
-}
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """One plugin and what became of it.
-
-    Attributes:
-        name: of its entry point, its file or its module.
-        distribution, version: of the package that brought it; empty for a file or a bare module.
-        path: of its entry module; empty where that cannot be found.
-        registered: what it registered, as ``sampler confidence``.
-        reason: why it is broken; empty where it is not.
-    """
-
-    name: str
-    distribution: str = ""
-    version: str = ""
-    path: str = ""
-    registered: tuple[str, ...] = ()
-    reason: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name} ({f'{self.distribution} {self.version}'.strip() or self.path})"
-
-
-@dataclass(frozen=True)
-class Command:
-    """One verb that a plugin adds to the command line."""
-
-    name: str
-    command: Callable[..., Any]
-    plugin: Plugin
-
-
-@dataclass
-class _Found:
-    """What one plugin registers; taken over as a whole or not at all."""
-
-    components: list[tuple[Kind, str, type[Component]]] = field(default_factory=list)
-    recipes: list[Path] = field(default_factory=list)
-    commands: list[tuple[str, Callable[..., Any]]] = field(default_factory=list)
-
-    def component(self, kind: Kind, name: str, config: Any) -> None:
-        base = KINDS[kind]
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise PluginError(f"{kind} name {name!r}: use lower-case letters, digits and _")
-        if not (isinstance(config, type) and issubclass(config, base)):
-            wanted = f"{base.__name__}{' and no function' if kind == 'reward' else ''}"
-            raise PluginError(f"{kind} {name!r}: {config!r} is no subclass of {wanted}")
-        if not config.builds and config.build is base.build:
-            wanted = "defines no build() and names nothing in builds"
-            raise PluginError(f"{kind} {name!r}: {config.__name__} {wanted}")
-        if missing := sorted(getattr(config, "__abstractmethods__", ())):
-            raise PluginError(f"{kind} {name!r}: {config.__name__} defines no {missing[0]}()")
-        if kind in ("policy", "sampler") and not hasattr(config, "paradigm"):
-            raise PluginError(f"{kind} {name!r}: {config.__name__} names no paradigm")
-        if "use" in config.model_fields:
-            raise PluginError(f"{kind} {name!r}: a field cannot be called `use`")
-        self.components.append((kind, name, config))
-
-    def reward(self, name: str, reward: Any, *, media: str | None = None) -> None:
-        """A config class, or a function and what it judges."""
-        if inspect.isfunction(reward):
-            reward = config_of(reward, media or "image")
-        elif media is not None:
-            raise PluginError(f"reward {name!r}: media= goes with a function; a config has its own")
-        self.component("reward", name, reward)
-
-    def recipe_folder(self, folder: Path | str) -> None:
-        if not Path(folder).is_dir():
-            raise PluginError(f"recipe folder {folder} does not exist")
-        self.recipes.append(Path(folder))
-
-    def command(self, command: Callable[..., Any], *, name: str) -> None:
-        if name in VERBS:
-            raise PluginError(f"the command `{name}` is GenRL's own; choose another name")
-        self.commands.append((name, command))
-
-    def summary(self) -> tuple[str, ...]:
-        return (
-            *(f"{kind} {name}" for kind, name, _ in self.components),
-            *(f"recipes in {folder}" for folder in self.recipes),
-            *(f"command {name}" for name, _ in self.commands),
-        )
 
 
 class Registry:
     """Everything that plugins registered. An object: two registries know nothing of each other.
 
     Attributes:
+        policies, samplers, rewards, objectives: name -> config class; names that two plugins claim
+            are left out.
         plugins: every plugin that was looked at, broken ones with their reason.
-        commands: verbs for the command line.
+        commands: verb -> command, for the command line.
         recipe_folders: folders of recipes with their owners, GenRL's own first.
         files: the plugin files that were given.
     """
@@ -150,15 +46,14 @@ class Registry:
     def __init__(self) -> None:
         own = Plugin("genrl_core", "genrl-core", __version__, str(Path(__file__).parent))
         self.plugins: list[Plugin] = []
-        self.commands: list[Command] = []
-        self.recipe_folders: list[tuple[Path, Plugin]] = []
+        self.commands: dict[str, Callable[..., Any]] = {}
+        self.recipe_folders = [(folder, own) for folder in (builtin_recipes(),) if folder.is_dir()]
         self.files: list[Path] = []
-        self._components: dict[Kind, dict[str, list[tuple[type[Component], Plugin]]]] = {
-            kind: {} for kind in KINDS
-        }
+        self._components: dict[Kind, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
+        self._owners: dict[str, list[Plugin]] = {}
         self._modules: set[str] = set()
-        if (recipes := builtin_recipes()).is_dir():
-            self.recipe_folders.append((recipes, own))
+        self._recipes: dict[str, list[tuple[Path, Plugin]]] = {}
+        self._recipes_are_from: list[tuple[Path, Plugin]] = []
 
     @classmethod
     def discover(
@@ -184,14 +79,11 @@ class Registry:
         return registry
 
     def _add_entry_point(self, point: importlib.metadata.EntryPoint) -> None:
-        distribution = point.dist.name if point.dist else ""
-        version = point.dist.version if point.dist else ""
-        if distribution == "genrl-core":
-            version = __version__  # an editable install keeps the number it was installed with
+        distribution, version = _name_and_version(point.dist)
         plugin = Plugin(point.name, distribution, version, _origin(point.module))
         had_torch = "torch" in sys.modules
         try:
-            found = _call_hooks(point.load())
+            found = registration_of(point.load())
             if "torch" in sys.modules and not had_torch:
                 raise PluginError("its entry module imports torch: do so in build() or a method")
         except (Exception, SystemExit) as error:  # a broken plugin must disturb nobody
@@ -213,15 +105,14 @@ class Registry:
         if not file.is_file():
             raise PluginError(f"plugin file {file} does not exist")
         name = f"genrl_plugin_file_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
-        module = None
+        loaded = None
         if file.name == "__init__.py":
             name = file.resolve().parent.name
-            module = sys.modules.get(name)
-        if module is None:
-            module = _import_file(name, file)
-        elif Path(module.__file__ or "").resolve() != file.resolve():
-            other = f"another package {name} is installed, {module.__file__}"
+            loaded = sys.modules.get(name)
+        if loaded is not None and Path(loaded.__file__ or "").resolve() != file.resolve():
+            other = f"another package {name} is installed, {loaded.__file__}"
             raise PluginError(f"plugin file {file}: {other}; uninstall it or rename one")
+        module = loaded or _import_file(name, file)
         self.files.append(path)
         self.add_module(module)
 
@@ -237,66 +128,69 @@ class Registry:
         self._modules.add(name)
         try:
             loaded = importlib.import_module(module) if isinstance(module, str) else module
-            found = _call_hooks(loaded)
+            found = registration_of(loaded)
         except (Exception, SystemExit) as error:
             raise PluginError(f"plugin {name} is broken: {_reason(error)}") from error
         self._take(Plugin(name, path=getattr(loaded, "__file__", None) or ""), found)
 
-    def _take(self, plugin: Plugin, found: _Found) -> None:
+    def _take(self, plugin: Plugin, found: Registration) -> None:
         plugin = replace(plugin, registered=found.summary())
         self.plugins.append(plugin)
         for kind, name, config in found.components:
-            self._components[kind].setdefault(name, []).append((config, plugin))
+            self._components[kind][name] = config
+            self._owners.setdefault(f"{kind} `{name}`", []).append(plugin)
         self.recipe_folders += [(folder, plugin) for folder in found.recipes]
-        self.commands += [Command(name, command, plugin) for name, command in found.commands]
+        for name, command in found.commands:
+            self.commands.setdefault(name, command)
+            self._owners.setdefault(f"command `{name}`", []).append(plugin)
 
-    def _unambiguous(self, kind: Kind) -> dict[str, type[Component]]:
-        entries = sorted(self._components[kind].items())
-        return {name: owners[0][0] for name, owners in entries if len(owners) == 1}
+    @property
+    def policies(self) -> Mapping[str, type[PolicyConfig]]:
+        return self._unambiguous("policy")
+
+    @property
+    def samplers(self) -> Mapping[str, type[SamplerConfig]]:
+        return self._unambiguous("sampler")
+
+    @property
+    def rewards(self) -> Mapping[str, type[RewardConfig]]:
+        return self._unambiguous("reward")
+
+    @property
+    def objectives(self) -> Mapping[str, type[ObjectiveConfig]]:
+        return self._unambiguous("objective")
 
     def names(self, kind: Kind) -> list[str]:
         """The names of a kind; those that two plugins claim are left out."""
         return list(self._unambiguous(kind))
 
-    @property
-    def policies(self) -> Mapping[str, type[PolicyConfig]]:
-        """Name -> config class; names that two plugins claim are left out."""
-        return cast(dict[str, type[PolicyConfig]], self._unambiguous("policy"))
-
-    @property
-    def samplers(self) -> Mapping[str, type[SamplerConfig]]:
-        """Name -> config class; names that two plugins claim are left out."""
-        return cast(dict[str, type[SamplerConfig]], self._unambiguous("sampler"))
-
-    @property
-    def rewards(self) -> Mapping[str, type[RewardConfig]]:
-        """Name -> config class; names that two plugins claim are left out."""
-        return cast(dict[str, type[RewardConfig]], self._unambiguous("reward"))
-
-    @property
-    def objectives(self) -> Mapping[str, type[ObjectiveConfig]]:
-        """Name -> config class; names that two plugins claim are left out."""
-        return cast(dict[str, type[ObjectiveConfig]], self._unambiguous("objective"))
+    def _unambiguous(self, kind: Kind) -> dict[str, Any]:
+        known = sorted(self._components[kind].items())
+        return {name: c for name, c in known if len(self._owners[f"{kind} `{name}`"]) == 1}
 
     @property
     def broken(self) -> list[Plugin]:
         """Plugins that could not be loaded."""
         return [plugin for plugin in self.plugins if plugin.reason]
 
+    def broken_plugins_note(self) -> str:
+        """Which plugins are broken, for the end of a message about something that is missing."""
+        broken = "; ".join(f"{plugin}: {plugin.reason}" for plugin in self.broken)
+        return f". Broken plugins, which may hold it: {broken}" if broken else ""
+
     @property
     def clashes(self) -> list[str]:
-        """One sentence per name that more than one component claims."""
-        claims = {
-            f"{kind} `{name}`": [plugin for _, plugin in owners]
-            for kind in KINDS
-            for name, owners in sorted(self._components[kind].items())
+        """One sentence per name that more than one component, recipe or verb claims."""
+        recipes = {
+            f"recipe `{name}`": [plugin for _, plugin in files]
+            for name, files in self.recipes().items()
         }
-        claims |= {
-            f"recipe `{name}`": [p for _, p in files] for name, files in self.recipes().items()
-        }
-        for command in self.commands:
-            claims.setdefault(f"command `{command.name}`", []).append(command.plugin)
-        return [_clash(what, plugins) for what, plugins in claims.items() if len(plugins) > 1]
+        return [_clash(*each) for each in (self._owners | recipes).items() if len(each[1]) > 1]
+
+    def clash_of_command(self, name: str) -> str:
+        """What is wrong with a verb that two plugins claim; empty where one does."""
+        owners = self._owners[f"command `{name}`"]
+        return _clash(f"command `{name}`", owners) if len(owners) > 1 else ""
 
     def get(self, kind: Kind, name: str) -> type[Component]:
         """The config class of a name.
@@ -305,26 +199,25 @@ class Registry:
             PluginError: nobody registered it (with the nearest name and the plugins that are
                 broken), or more than one did.
         """
-        owners = self._components[kind].get(name, [])
-        if len(owners) == 1:
-            return owners[0][0]
-        if owners:
-            raise PluginError(_clash(f"{kind} `{name}`", [plugin for _, plugin in owners]))
+        known = self._components[kind]
+        if name in known:
+            self.owner(kind, name)
+            return known[name]
         others = [other for other in KINDS if name in self._components[other]]
-        hint = f"; `{name}` is a registered {others[0]}" if others else ""
-        hint = hint or did_you_mean(name, self._components[kind]) or "."
-        known = f" Registered {_PLURALS[kind]}: {join_names(self._components[kind])}"
-        raise PluginError(f"unknown {kind} `{name}`{hint}{known}{self.broken_plugins_note()}")
-
-    def broken_plugins_note(self) -> str:
-        """Which plugins are broken, for the end of a message about something that is missing."""
-        broken = "; ".join(f"{plugin}: {plugin.reason}" for plugin in self.broken)
-        return f". Broken plugins, which may hold it: {broken}" if broken else ""
+        hint = f"; `{name}` is a registered {others[0]}." if others else did_you_mean(name, known)
+        rest = f"Registered {PLURALS[kind]}: {join_names(known)}{self.broken_plugins_note()}"
+        raise PluginError(f"unknown {kind} `{name}`{hint or '.'} {rest}")
 
     def owner(self, kind: Kind, name: str) -> Plugin:
-        """The plugin that registered a name; raises like ``get``."""
-        self.get(kind, name)
-        return self._components[kind][name][0][1]
+        """The plugin that registered a name, which must be registered.
+
+        Raises:
+            PluginError: more than one did.
+        """
+        first, *others = self._owners[f"{kind} `{name}`"]
+        if others:
+            raise PluginError(_clash(f"{kind} `{name}`", [first, *others]))
+        return first
 
     def name_of(self, config: Component | type[Component]) -> str:
         """The name under which a config class, or the class of a config, is registered.
@@ -334,19 +227,25 @@ class Registry:
         """
         wanted = config if isinstance(config, type) else type(config)
         for components in self._components.values():
-            for name, owners in components.items():
-                if any(owned is wanted for owned, _ in owners):
+            for name, known in components.items():
+                if known is wanted:
                     return name
         raise PluginError(f"{wanted.__module__}.{wanted.__name__} is not registered")
 
-    def recipes(self) -> dict[str, list[tuple[Path, Plugin]]]:
-        """Recipe name -> its files with their owners; a name with two files is a clash."""
-        out: dict[str, list[tuple[Path, Plugin]]] = {}
-        for folder, plugin in self.recipe_folders:
-            for path in sorted(folder.rglob("*.yaml")):
-                name = path.relative_to(folder).with_suffix("").as_posix()
-                out.setdefault(name, []).append((path, plugin))
-        return dict(sorted(out.items()))
+    def recipes(self) -> Mapping[str, list[tuple[Path, Plugin]]]:
+        """Recipe name -> its files with their owners; a name with two files is a clash.
+
+        The folders are walked once, and again when there are others.
+        """
+        if self._recipes_are_from != self.recipe_folders:
+            found: dict[str, list[tuple[Path, Plugin]]] = {}
+            for folder, plugin in self.recipe_folders:
+                for path in sorted(folder.rglob("*.yaml")):
+                    name = path.relative_to(folder).with_suffix("").as_posix()
+                    found.setdefault(name, []).append((path, plugin))
+            self._recipes = dict(sorted(found.items()))
+            self._recipes_are_from = list(self.recipe_folders)
+        return self._recipes
 
     def find_recipe(self, name: str) -> Path:
         """The file of a recipe's name.
@@ -354,12 +253,11 @@ class Registry:
         Raises:
             PluginError: there is none (with the nearest name), or more than one.
         """
-        recipes = self.recipes()
-        files = recipes.get(name, [])
+        files = self.recipes().get(name, [])
         if len(files) > 1:
             raise PluginError(_clash(f"recipe `{name}`", [plugin for _, plugin in files]))
         if not files:
-            hint = did_you_mean(name, recipes) or "."
+            hint = did_you_mean(name, self.recipes()) or "."
             rest = f" `genrl ls recipes` lists all of them{self.broken_plugins_note()}"
             raise PluginError(f"unknown recipe `{name}`{hint}{rest}")
         return files[0][0]
@@ -387,23 +285,19 @@ def _import_file(name: str, file: Path) -> ModuleType:
     return module
 
 
-def _call_hooks(module: ModuleType) -> _Found:
-    found = _Found()
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    manager.register(module)
-    manager.check_pending()
-    for kind, plural in _PLURALS.items():
-        register = found.reward if kind == "reward" else partial(found.component, kind)
-        getattr(manager.hook, f"register_{plural}")(register=register)
-    manager.hook.register_recipes(register=found.recipe_folder)
-    manager.hook.register_commands(register=found.command)
-    return found
-
-
 def _clash(what: str, plugins: Sequence[Plugin]) -> str:
     owners = " and ".join(f"{plugin} at {plugin.path}" for plugin in plugins)
     return f"{what} is registered more than once, by {owners}; uninstall one or rename it"
+
+
+@lru_cache(maxsize=8)
+def _name_and_version(distribution: importlib.metadata.Distribution | None) -> tuple[str, str]:
+    """Kept, since each asks for the metadata to be parsed, and a package may bring many plugins."""
+    if distribution is None:
+        return "", ""
+    if distribution.name == "genrl-core":  # an editable install keeps the number it came with
+        return "genrl-core", __version__
+    return distribution.name, distribution.version
 
 
 def _origin(module: str) -> str:
@@ -417,42 +311,10 @@ def _origin(module: str) -> str:
 
 def _reason(error: BaseException) -> str:
     """An exception in one line, with the line of the plugin that raised it."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, PluginError):
         return str(error)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
     frames = traceback.extract_tb(error.__traceback__)
-    machinery = ("<frozen", __file__, pluggy.__path__[0], importlib.__path__[0])
+    machinery = ("<frozen", str(Path(__file__).parent), pluggy.__path__[0], importlib.__path__[0])
     own = [frame for frame in frames if not frame.filename.startswith(machinery)]
     return f"{text} ({own[-1].filename}:{own[-1].lineno})" if own else text
-
-
-def config_of(function: RewardFunction, media: str) -> type[RewardConfig]:
-    """The config class of a plain function that judges ``media``; its one field is the weight.
-
-    Raises:
-        PluginError: it has no docstring or takes other arguments, or there is no such medium.
-    """
-    name, known = function.__name__, sorted(medium.value for medium in MEDIA)
-    if not (function.__doc__ or "").strip():
-        raise PluginError(f"{name}() has no docstring; `genrl ls` shows the first line of it")
-    try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        raise PluginError(f"{name}() cannot be called as {name}(media, prompts)") from None
-    if media not in known:
-        raise PluginError(f"{name}() judges the unknown medium {media!r}; there are {known}")
-    judged = frozenset({Capability(media)})
-
-    class FunctionReward(Reward):
-        def __call__(self, media: Media, prompts: Sequence[Prompt]) -> Sequence[float | None]:
-            return function(media, list(prompts))
-
-    class FunctionConfig(RewardConfig):
-        __doc__ = function.__doc__
-        media: ClassVar[frozenset[Capability]] = judged
-
-        def build(self) -> Reward:
-            return FunctionReward()
-
-    FunctionReward.__name__ = FunctionConfig.__name__ = name
-    return FunctionConfig

@@ -9,6 +9,8 @@ _BIDI = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 def printable(text: str) -> str:
     """The text without control characters, so that no file can steer a terminal."""
+    if text.replace("\n", "").replace("\t", "").isprintable():  # almost always, and quick
+        return text
     return "".join(
         "?" if category in ("Cc", "Cs") and c not in "\n\t" else c
         for c, category in ((c, unicodedata.category(c)) for c in text)

@@ -1,42 +1,34 @@
-"""The verbs of the command ``genrl``. Nothing here imports torch before a run begins."""
+"""The verbs of the command ``genrl``.
+
+Each imports what it needs itself: nothing here loads torch before a run begins, and ``--help``
+reads no recipe.
+"""
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from genrl_core import __version__
-from genrl_core.cli import display
-from genrl_core.cli.matrix import cells
+from genrl_core.cli.display import print_json, print_text
 from genrl_core.errors import GenRLError, PluginError, RecipeError
-from genrl_core.recipe.check import find_problems, resolve_views
-from genrl_core.recipe.problems import Problem, ProblemsError
-from genrl_core.recipe.prompts import read_prompts
-from genrl_core.recipe.reader import to_yaml
-from genrl_core.recipe.recipe import Recipe, load_recipe, locate, read_document
-from genrl_core.recipe.resolve import anchored, path_in
-from genrl_core.registry import Command, Kind, Registry
+from genrl_core.registration import KINDS, PLURALS, Kind
+from genrl_core.registry import Registry
 from genrl_core.run.launch import launch, launched, worker_code
-from genrl_core.run.trackers import missing
-from genrl_core.text import did_you_mean, join_names
+from genrl_core.text import did_you_mean
 
-DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
-"""Exit codes: done; the run failed; the recipe or arguments are wrong; stopped and resumable."""
+if TYPE_CHECKING:
+    from genrl_core.recipe.recipe import Recipe
 
-Shelf = Literal["policies", "samplers", "rewards", "objectives", "recipes", "all"]
+DONE, FAILED, WRONG = 0, 1, 2
+"""Exit codes: done; the run failed; the recipe or arguments are wrong. A run may return 75 too."""
 
-_SHELVES: dict[str, Kind] = {
-    "policies": "policy",
-    "samplers": "sampler",
-    "rewards": "reward",
-    "objectives": "objective",
-}
-
-_PATHS = (("extends",), ("prompts", "file"), ("prompts", "evaluate"), ("policy", "weights"))
-"""Where a recipe may hold a path relative to itself."""
+_Listed = Literal["policies", "samplers", "rewards", "objectives", "recipes", "all"]
+_KIND_OF: dict[str, Kind] = {plural: kind for kind, plural in PLURALS.items()}
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 _Source = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, file or run.")]
@@ -48,38 +40,40 @@ _Overrides = Annotated[
 
 def ls(
     context: typer.Context,
-    what: Annotated[Shelf, typer.Argument(help="Which shelf to list.")] = "all",
+    what: Annotated[_Listed, typer.Argument(help="What to list.")] = "all",
     json: _Json = False,
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Objectives by policy, sampler and view: what trains.")
     ] = False,
 ) -> None:
     """List what is installed: policies, samplers, rewards, objectives, recipes."""
+    from genrl_core.cli import listing
+
     registry: Registry = context.obj
     if matrix:
         if what != "objectives":
             raise RecipeError("--matrix is a table of objectives: genrl ls objectives --matrix")
-        display.matrix(cells(registry), as_json=json)
+        from genrl_core.cli.matrix import cells, print_matrix
+
+        print_matrix(cells(registry), as_json=json)
         return
-    shelves = [*_SHELVES, "recipes"] if what == "all" else [what]
-    rows = {shelf: _rows(registry, shelf) for shelf in shelves}
+    rows = {
+        name: [listing.component_row(registry, kind, each) for each in registry.names(kind)]
+        for name, kind in _KIND_OF.items()
+        if what in (name, "all")
+    }
+    if what in ("recipes", "all"):
+        rows["recipes"] = listing.recipe_rows(registry)
     if json:
-        display.say_json(rows if what == "all" else rows[what])
+        print_json(rows if what == "all" else rows[what])
         return
-    for shelf, found in rows.items():
-        if shelf == "recipes":
-            display.recipe_table(found)
+    for name, found in rows.items():
+        if name == "recipes":
+            listing.recipe_table(found)
         else:
-            display.component_table(shelf, found)
+            listing.component_table(name, found)
     for trouble in (*registry.clashes, *(f"{p} is broken: {p.reason}" for p in registry.broken)):
-        display.say(trouble, error=True)
-
-
-def _rows(registry: Registry, shelf: str) -> list[dict[str, Any]]:
-    if shelf == "recipes":
-        return display.recipe_rows(registry)
-    kind = _SHELVES[shelf]
-    return [display.component_row(registry, kind, name) for name in registry.names(kind)]
+        print_text(trouble, error=True)
 
 
 def show(
@@ -89,34 +83,21 @@ def show(
     json: _Json = False,
 ) -> None:
     """Show a recipe with where each value comes from, or a component with its fields."""
+    from genrl_core.cli.show import show_components, show_recipe
+
     registry: Registry = context.obj
-    kinds = display.kinds_named(registry, name)
-    is_recipe = name in registry.recipes() or Path(name).exists()
-    if not kinds or is_recipe:
-        if not is_recipe and not name.endswith((".yaml", ".yml")):
-            known = [
-                *registry.recipes(),
-                *(n for k in _SHELVES.values() for n in registry.names(k)),
-            ]
-            hint = did_you_mean(name, known) or "."
-            rest = f" `genrl ls` lists all of them{registry.broken_plugins_note()}"
-            raise RecipeError(f"there is no recipe and no component `{name}`{hint}{rest}")
-        recipe = load_recipe(name, overrides or (), registry)
-        _say_removed(recipe)
-        if json:
-            display.say_json({"name": recipe.name, "resolved": recipe.resolved})
-        else:
-            display.say(display.annotated(recipe))
-        return
-    if overrides:
+    kinds = [kind for kind in KINDS if name in registry.names(kind)]
+    if name in registry.recipes() or Path(name).exists() or name.endswith((".yaml", ".yml")):
+        show_recipe(_load(name, overrides, registry), as_json=json)
+    elif not kinds:
+        known = [*registry.recipes(), *(each for kind in KINDS for each in registry.names(kind))]
+        hint = did_you_mean(name, known) or "."
+        rest = f" `genrl ls` lists all of them{registry.broken_plugins_note()}"
+        raise RecipeError(f"there is no recipe and no component `{name}`{hint}{rest}")
+    elif overrides:
         raise RecipeError(f"`{name}` is a component ({kinds[0]}): overrides go with recipes")
-    if json:
-        rows = [display.component_row(registry, kind, name) for kind in kinds]
-        fields = [display.fields_of(registry.get(kind, name)) for kind in kinds]
-        display.say_json([r | {"fields": f} for r, f in zip(rows, fields, strict=True)])
-        return
-    for kind in kinds:
-        display.show_component(registry, kind, name)
+    else:
+        show_components(registry, kinds, name, as_json=json)
 
 
 def cp(
@@ -125,23 +106,11 @@ def cp(
     file: Annotated[Path, typer.Argument(help="The new file.")],
 ) -> None:
     """Copy a recipe to a new file, to edit it. Paths in it still lead to the same files."""
+    from genrl_core.recipe.recipe import locate
+    from genrl_core.recipe.sources import portable_text
+
     _, path = locate(recipe, context.obj)
-    problems: list[Problem] = []
-    text, document = read_document(path, problems)
-    edits: list[tuple[tuple[int, int], str]] = []
-    for route in _PATHS:
-        value: Any = document.tree
-        for key in route:
-            value = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(value, str) or (route == ("extends",) and not value.endswith("ml")):
-            continue
-        inner = path_in(route[0], value)
-        if inner is not None:
-            place = document.place(*route)
-            full = value[: len(value) - len(inner)] + anchored(inner, place.folder)
-            edits.append((place.span, to_yaml({"x": full}).strip().removeprefix("x: ")))
-    for (start, end), new in sorted(edits, reverse=True):
-        text = text[:start] + new + text[end:]
+    text = portable_text(path)
     try:
         with file.open("x", encoding="utf-8") as out:
             out.write(text)
@@ -149,7 +118,7 @@ def cp(
         raise RecipeError(f"{file} exists already; choose another name") from None
     except OSError as error:
         raise RecipeError(f"{file} cannot be written: {error.strerror}") from None
-    display.say(f"{path} copied to {file}")
+    print_text(f"{path} copied to {file}")
 
 
 def check(
@@ -160,77 +129,44 @@ def check(
     json: _Json = False,
 ) -> None:
     """Check recipes without running them: their schema, whether their parts fit, prompt files."""
+    from genrl_core.cli.show import one_line
+    from genrl_core.recipe.check import check_recipe
+    from genrl_core.recipe.problems import Problem, problems_of
+    from genrl_core.run.trackers import missing
+
     overrides = [item for item in items if "=" in item and not Path(item).exists()]
     sources = [item for item in items if item not in overrides]
     if not sources:
         raise RecipeError("which recipe? Every argument looks like an override (KEY=VALUE)")
     results: list[dict[str, Any]] = []
     for source in sources:
-        recipe, problems = _examine(source, overrides, context.obj)
-        if recipe is not None:
-            place = recipe.place("run", "trackers")
-            problems += [Problem(place, "", what) for what in missing(recipe.run.trackers)]
-        listing = [{"place": p.place, "path": p.path, "message": p.message} for p in problems]
+        problems: list[Problem] = []
+        try:
+            checked = check_recipe(_load(source, overrides, context.obj))
+            trackers = missing(checked.recipe.run.trackers)
+            problems = [checked.recipe.problem(each, "run", "trackers") for each in trackers]
+        except GenRLError as error:
+            problems = problems_of(error)
+        listing = [asdict(problem) for problem in problems]
         results.append({"recipe": source, "ok": not problems, "problems": listing})
-        if not json and recipe is not None and not problems:
-            display.say(f"ok  {recipe.name}: {_combination(recipe)}")
+        if not json and problems:
+            print_text("\n".join(map(str, problems)), error=True)
         elif not json:
-            display.say("\n".join(map(str, problems)), error=True)
+            print_text(f"ok  {checked.recipe.name}: {one_line(checked)}")
     if json:
-        display.say_json(results)
+        print_json(results)
     if not all(result["ok"] for result in results):
         raise typer.Exit(WRONG)
 
 
-def _examine(
-    source: str, overrides: Sequence[str], registry: Registry
-) -> tuple[Recipe | None, list[Problem]]:
-    """Everything that can be said about a recipe without building anything."""
-    try:
-        recipe = load_recipe(source, overrides, registry)
-    except GenRLError as error:
-        return None, _problems(error)
-    _say_removed(recipe)
-    problems = find_problems(recipe)
-    for key in ("file", "evaluate"):
-        path = getattr(recipe.prompts, key)
-        if path is not None and Path(path).is_file():
-            try:
-                read_prompts(path)
-            except RecipeError as error:
-                problems += _problems(error)
-    return recipe, problems
+def _load(source: str, overrides: Sequence[str] | None, registry: Registry) -> "Recipe":
+    """A recipe; what overrides took away is said, but not by every process of a launcher."""
+    from genrl_core.recipe.recipe import load_recipe
 
-
-def _say_removed(recipe: Recipe) -> None:
-    """What overrides took away, on stderr; the processes of a launcher leave it to that."""
+    recipe = load_recipe(source, overrides or (), registry)
     for line in () if launched() else recipe.removed:
-        display.say(line, error=True)
-
-
-def _checked(source: str, overrides: Sequence[str], registry: Registry) -> Recipe:
-    """A recipe in which nothing is wrong, or an error that lists everything."""
-    recipe, problems = _examine(source, overrides, registry)
-    if recipe is None or problems:
-        raise ProblemsError(problems)
+        print_text(line, error=True)
     return recipe
-
-
-def _problems(error: GenRLError) -> list[Problem]:
-    if isinstance(error, ProblemsError):
-        return list(error.problems)
-    return [Problem("", "", str(error))]
-
-
-def _combination(recipe: Recipe) -> str:
-    name_of = recipe.registry.name_of
-    views = resolve_views(recipe)
-    objectives = " + ".join(
-        f"{name_of(config)} [{views[label]}]" for label, config in recipe.objective.items()
-    )
-    parts = [name_of(part) for part in (recipe.policy, recipe.sampler) if part is not None]
-    rewards = " + ".join(recipe.reward) or "no reward"
-    return f"{', '.join(parts)}, {rewards}, {objectives}"
 
 
 def run(
@@ -266,19 +202,20 @@ def run(
         if resume is None:
             raise RecipeError("which recipe? `genrl ls recipes` lists them")
         recipe = str(resume)
-    loaded = _checked(recipe, given, registry)
+    from genrl_core.recipe.check import check_recipe
+
+    checked = check_recipe(_load(recipe, given, registry))
     if processes > 1:
         arguments = ["run", recipe, *given, "--runs", str(runs)]
         arguments += ["--resume", str(resume)] if resume else []
         arguments += ["--stop-after", str(stop_after)] if stop_after else []
-        arguments += ["--dry-run"] * dry_run + ["--json"] * json
-        arguments += ["--quiet"] * quiet
+        arguments += ["--dry-run"] * dry_run + ["--json"] * json + ["--quiet"] * quiet
         arguments += [word for file in registry.files for word in ("--plugin", str(file))]
         raise typer.Exit(launch(arguments, processes))
     from genrl_core.run import runner
 
     code = runner.run(
-        loaded, runs, resume=resume, stop_after=stop_after, dry_run=dry_run, json=json, quiet=quiet
+        checked, runs, resume=resume, stop_after=stop_after, dry_run=dry_run, json=json, quiet=quiet
     )
     raise typer.Exit(code)
 
@@ -293,41 +230,34 @@ def sample(
     seed: Annotated[int | None, typer.Option(min=0, help="Silent: the recipe's seed.")] = None,
 ) -> None:
     """Draw samples from a trained run, or from the policy of a recipe."""
-    _checked(source, overrides or (), context.obj)
+    from genrl_core.recipe.check import check_recipe
+
+    check_recipe(_load(source, overrides, context.obj))
     from genrl_core.run import sampling
 
     written = sampling.sample(
         source, prompt, num, out, seed=seed, overrides=overrides or (), registry=context.obj
     )
-    display.say(f"{written}")
+    print_text(f"{written}")
 
 
 def plugins(context: typer.Context, json: _Json = False) -> None:
     """List the plugins: version, path, what each registers, or why it is broken."""
+    from genrl_core.cli.listing import plugin_table
+
     registry: Registry = context.obj
-    keys = ("name", "distribution", "version", "path", "registered", "reason")
-    rows = [{key: getattr(plugin, key) for key in keys} for plugin in registry.plugins]
     if json:
-        display.say_json({"plugins": rows, "clashes": registry.clashes})
+        found = [asdict(plugin) for plugin in registry.plugins]
+        print_json({"plugins": found, "clashes": registry.clashes})
         return
-    columns = ("name", "version", "registers", "path")
-    table = [
-        [
-            plugin.name,
-            f"{plugin.distribution} {plugin.version}".strip(),
-            f"BROKEN: {plugin.reason}" if plugin.reason else join_names(plugin.registered),
-            plugin.path,
-        ]
-        for plugin in registry.plugins
-    ]
-    display.table("plugins", columns, table)
+    plugin_table(registry.plugins)
     for clash in registry.clashes:
-        display.say(clash, error=True)
+        print_text(clash, error=True)
 
 
 def _version(asked: bool) -> None:
     if asked:
-        display.say(f"genrl {__version__}")
+        print_text(f"genrl {__version__}")
         raise typer.Exit
 
 
@@ -352,43 +282,36 @@ def build_app(registry: Registry) -> typer.Typer:
     app.callback()(_root)
     for verb in (ls, show, cp, check, run, sample, plugins):
         app.command()(verb)
-    claims: dict[str, list[Command]] = {}
-    for command in registry.commands:
-        claims.setdefault(command.name, []).append(command)
-    for name, commands in claims.items():
-        if len(commands) > 1:
-            app.command(name, help="registered more than once")(_clashing(name, registry))
-        elif isinstance(commands[0].command, typer.Typer):
-            app.add_typer(commands[0].command, name=name)
+    for name, command in registry.commands.items():
+        if clash := registry.clash_of_command(name):
+            app.command(name, help="registered more than once")(_refusing(clash))
+        elif isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
         else:
-            app.command(name)(commands[0].command)
+            app.command(name)(command)
     return app
 
 
-def _clashing(name: str, registry: Registry) -> Any:
+def _refusing(clash: str) -> Callable[[], None]:
     def refuse() -> None:
-        raise PluginError(next(c for c in registry.clashes if c.startswith(f"command `{name}`")))
+        raise PluginError(clash)
 
     return refuse
 
 
 def _plugin_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The path of every ``--plugin PATH``, and the other arguments."""
-    files: list[str] = []
-    rest: list[str] = []
-    words = iter(arguments)
+    files, rest, words = list[str](), list[str](), iter(arguments)
     for word in words:
+        name, equals, value = word.partition("=")
         if word == "--":
             rest += [word, *words]
-        elif word == "--plugin":
-            file = next(words, None)
-            if file is None:
-                raise RecipeError("--plugin needs a file or a package folder")
-            files.append(file)
-        elif word.startswith("--plugin="):
-            files.append(word.removeprefix("--plugin="))
-        else:
+        elif name != "--plugin":
             rest.append(word)
+        elif file := value if equals else next(words, ""):
+            files.append(file)
+        else:
+            raise RecipeError("--plugin needs a file or a package folder")
     return files, rest
 
 
@@ -403,6 +326,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GenRLError as error:
         if os.environ.get("GENRL_STRICT") == "1" and isinstance(error, PluginError):
             raise
-        display.say(str(error), error=True)
+        print_text(str(error), error=True)
         return worker_code(WRONG if isinstance(error, RecipeError | PluginError) else FAILED)
     return DONE

@@ -1,19 +1,21 @@
 """Every objective with every view, policy and sampler: what trains, and why the rest is refused.
 
-The cells come from the registry and from ``negotiate``, on configs alone, so a new plugin appears
-in the table by itself. Required fields take the value that the field proposes.
+The cells come from the registry and from ``find_problems``, on configs alone, so a new plugin
+appears in the table by itself. Required fields take the value that the field proposes.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
+from genrl_core.cli.display import print_json, print_text, table
 from genrl_core.errors import RecipeError
-from genrl_core.interfaces.configs import Component, ObjectiveConfig
+from genrl_core.interfaces.configs import ObjectiveConfig
 from genrl_core.recipe.check import find_problems
-from genrl_core.recipe.problems import ProblemsError
-from genrl_core.recipe.recipe import Recipe, load_recipe
+from genrl_core.recipe.problems import problems_of
+from genrl_core.recipe.recipe import load_recipe
 from genrl_core.registry import Registry
 
 VIEWS = ("steps", "elbo", "denoising", "reward")
@@ -30,9 +32,6 @@ class Cell:
     view: str
     verdict: Literal["trains", "refused"]
     reason: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
 
 
 def views_of(schema: type[ObjectiveConfig]) -> tuple[str, ...]:
@@ -54,26 +53,17 @@ def recipe_tree(registry: Registry, cell: Cell, **sections: Any) -> dict[str, An
 
     An objective that joins the view of others stands beside the first objective of that view.
     """
-    parts: dict[str, dict[str, Any]] = {}
-    schemas: dict[str, type[Component]] = {
-        "policy": registry.policies[cell.policy], "sampler": registry.samplers[cell.sampler],
-    }  # fmt: skip
-    for section, schema in schemas.items():
-        fields = schema.suggested_values()
-        if fields is None:
-            return None
-        parts[section] = {"use": getattr(cell, section)} | fields
-    objectives = _objectives(registry, cell)
-    if objectives is None:
-        return None
-    parts["policy"] |= requested_fields(registry, cell)
-    policy = registry.policies[cell.policy].model_validate(
-        registry.policies[cell.policy].suggested_values()
+    schema = registry.policies[cell.policy]
+    of_policy, of_sampler = (
+        each.suggested_values() for each in (schema, registry.samplers[cell.sampler])
     )
-    if policy.weights_problem():
-        parts["policy"]["weights"] = (
-            "organisation/model"  # whichever: what fits does not hang on it
-        )
+    objectives = _objectives(registry, cell)
+    if of_policy is None or of_sampler is None or objectives is None:
+        return None
+    policy = schema.model_validate(of_policy)
+    of_policy |= {"use": cell.policy} | requested_fields(registry, cell)
+    if policy.weights_problem():  # any name will do: what fits does not hang on it
+        of_policy["weights"] = "organisation/model"
     media = policy.provides()
     rewards = {
         name: fields
@@ -86,8 +76,13 @@ def recipe_tree(registry: Registry, cell: Cell, **sections: Any) -> dict[str, An
     }
     train = {"iterations": 1, "num_prompts": 1, "num_generations": 4, "learning_rate": 1e-3}
     first = dict(list(rewards.items())[:1])
-    tree = {**parts, "reward": first, "objective": objectives, "train": train}
-    return tree | sections
+    return {
+        "policy": of_policy,
+        "sampler": {"use": cell.sampler} | of_sampler,
+        "reward": first,
+        "objective": objectives,
+        "train": train,
+    } | sections
 
 
 def requested_fields(registry: Registry, cell: Cell) -> dict[str, Any]:
@@ -101,23 +96,25 @@ def requested_fields(registry: Registry, cell: Cell) -> dict[str, Any]:
 
 
 def _objectives(registry: Registry, cell: Cell) -> dict[str, dict[str, Any]] | None:
-    schema = registry.objectives[cell.objective]
-    fields = schema.suggested_values()
+    fields = _fields(registry.objectives[cell.objective], cell.view)
     if fields is None:
         return None
-    if "view" in schema.model_fields:
-        return {cell.objective: fields | {"view": cell.view}}
-    if schema.model_validate(fields).view_wanted() is not None:
-        return {cell.objective: fields}
+    alone = {cell.objective: fields}
+    if registry.objectives[cell.objective].model_validate(fields).view_wanted() is not None:
+        return alone
     for name, neighbour in registry.objectives.items():
-        other = neighbour.suggested_values()
-        if other is None or cell.view not in views_of(neighbour):
-            continue
-        if "view" in neighbour.model_fields:
-            return {name: other | {"view": cell.view}, cell.objective: fields}
-        if neighbour.model_validate(other).view_wanted() == cell.view:
-            return {name: other, cell.objective: fields}
-    return {cell.objective: fields}
+        other = _fields(neighbour, cell.view) if cell.view in views_of(neighbour) else None
+        if other is not None and neighbour.model_validate(other).view_wanted() == cell.view:
+            return {name: other, **alone}
+    return alone
+
+
+def _fields(schema: type[ObjectiveConfig], view: str) -> dict[str, Any] | None:
+    """The values that required fields propose, with the view where that is a field."""
+    fields = schema.suggested_values()
+    if fields is None or "view" not in schema.model_fields:
+        return fields
+    return fields | {"view": view}
 
 
 def cells(registry: Registry) -> list[Cell]:
@@ -135,18 +132,44 @@ def cells(registry: Registry) -> list[Cell]:
 
 
 def _judged(registry: Registry, cell: Cell) -> Cell:
-    def refused(reason: str) -> Cell:
-        place = (cell.paradigm, cell.policy, cell.sampler, cell.objective, cell.view)
-        return Cell(*place, "refused", reason)
-
     tree = recipe_tree(registry, cell)
     if tree is None:
-        return refused("a required field has no proposed value: write a recipe and check that")
-    try:
-        recipe: Recipe = load_recipe(tree, registry=registry)
-    except ProblemsError as error:
-        return refused("; ".join(problem.message for problem in error.problems))
-    except RecipeError as error:
-        return refused(str(error))
-    problems = [p.message for p in find_problems(recipe) if not p.path.startswith("prompts")]
-    return refused("; ".join(problems)) if problems else cell
+        why = ["a required field has no proposed value: write a recipe and check that"]
+    else:
+        try:
+            problems = find_problems(load_recipe(tree, registry=registry))
+        except RecipeError as error:
+            problems = problems_of(error)
+        why = [p.message for p in problems if not p.path.startswith("prompts")]
+    return replace(cell, verdict="refused", reason="; ".join(why)) if why else cell
+
+
+def print_matrix(cells: Sequence[Cell], *, as_json: bool) -> None:
+    """One row per objective and view, one column per paradigm: with which samplers it trains."""
+    if as_json:
+        print_json([asdict(cell) for cell in cells])
+        return
+    paradigms = list(dict.fromkeys(cell.paradigm for cell in cells))
+    rows: dict[tuple[str, str], dict[str, list[Cell]]] = {}
+    for cell in cells:
+        row = rows.setdefault((cell.objective, cell.view), {name: [] for name in paradigms})
+        row[cell.paradigm].append(cell)
+    body = [[*names, *(_where(found) for found in row.values())] for names, row in rows.items()]
+    table("what trains", ["objective", "view", *paradigms], body)
+    print_text(
+        "all: with every policy and sampler at their defaults; -: with none. "
+        "With --json it says why, pair by pair."
+    )
+
+
+def _where(cells: Sequence[Cell]) -> str:
+    """``all``, ``-``, or the samplers; a policy in brackets where not all policies do."""
+    trains = [cell for cell in cells if cell.verdict == "trains"]
+    if len(trains) == len(cells):
+        return "all"
+    found = []
+    for sampler in dict.fromkeys(cell.sampler for cell in trains):
+        policies = [cell.policy for cell in trains if cell.sampler == sampler]
+        known = sum(cell.sampler == sampler for cell in cells)
+        found.append(sampler if len(policies) == known else f"{sampler} ({', '.join(policies)})")
+    return ", ".join(found) or "-"

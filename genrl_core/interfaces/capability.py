@@ -7,7 +7,7 @@ class Capability(Enum):
     """One capability; its value is the word that recipes, tables and messages use.
 
     The set is closed on purpose: a plugin declares which of these its configuration gives, and
-    ``negotiate`` compares the two sides before any weight is loaded.
+    ``genrl check`` compares the two sides before any weight is loaded.
     """
 
     STEP_LOGP = "step_logp"

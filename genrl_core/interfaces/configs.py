@@ -167,7 +167,7 @@ class SamplerConfig(Component):
     paradigm: ClassVar[str]
     supervised: ClassVar[bool] = False
     """Whether it returns data instead of drawing from the policy, so that no reward is needed."""
-    gives: ClassVar[Capability | None] = None
+    data_kind: ClassVar[Capability | None] = None
     """The medium of the data that a supervised sampler returns; None for any."""
 
     def provides(self) -> frozenset[Capability]:

@@ -18,7 +18,7 @@ class DataSampler(Sampler):
             what, taken_by = "sums gives texts", "causal_lm"
             def examples(self, plan): ...                # one per sample, from plan.streams("data")
 
-    The config class says ``supervised = True`` and, under ``gives``, the medium of the examples.
+    The config class says ``supervised = True``, and ``data_kind`` the medium of the examples.
 
     Attributes:
         what, taken_by: for the message to a policy without ``tokenize``: what is given, as half a

@@ -1,5 +1,6 @@
 """Which network evaluations of a sample are trained, and with what weight (computational "
-"reduction)."""
+"reduction).
+"""
 
 import torch
 from torch import Tensor

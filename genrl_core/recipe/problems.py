@@ -3,87 +3,25 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from genrl_core.errors import RecipeError
 from genrl_core.text import did_you_mean, format_value, join_names
 
-Route = tuple[str | int, ...]
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+KeyPath = tuple[str | int, ...]
 """Where a value stands in a recipe's tree: ``("objective", "grpo", "epsilon")``."""
 
 
-# Names of TRL, diffusers and their neighbours -> where GenRL keeps the same thing.
-_ELSEWHERE = {
-    "num_iterations": "num_updates",
-    "epochs": "num_updates",
-    "ppo_epochs": "num_updates",
-    "num_train_epochs": "iterations",
-    "max_steps": "iterations",
-    "num_epochs": "iterations",
-    "group_size": "num_generations",
-    "num_samples": "num_generations",
-    "num_images_per_prompt": "num_generations",
-    "num_mini_batches": "num_minibatches",
-    "batch_size": "num_prompts",
-    "per_device_train_batch_size": "num_prompts",
-    "gradient_accumulation_steps": "micro_batch_size",
-    # What GenRL called it before 0.2.
-    "rows_per_forward": "micro_batch_size",
-    "samples_per_forward": "rollout_batch_size",
-    "min_spread": "min_std",
-    "spread_percentile": "std_percentile",
-    "headline": "primary_metric",
-    "base_sweep": "baseline_sweep",
-    "old": "lagging",
-    "bound": "elbo",
-    "lr": "learning_rate",
-    "lr_scheduler_type": "lr_scheduler",
-    "scheduler": "lr_scheduler",
-    "warmup": "warmup_steps",
-    "num_warmup_steps": "warmup_steps",
-    "betas": "adam_betas",
-    "eps": "epsilon adam_epsilon",
-    "wd": "weight_decay",
-    "clip_grad_norm": "max_grad_norm",
-    "grad_clip": "max_grad_norm",
-    "clip": "epsilon",
-    "clip_range": "epsilon",
-    "cliprange": "epsilon",
-    "clip_eps": "epsilon",
-    "epsilon_low": "epsilon",
-    "beta": "objective.kl.weight",
-    "kl_coef": "objective.kl.weight",
-    "kl_weight": "objective.kl.weight",
-    "entropy_coef": "objective.entropy.weight",
-    "steps": "num_inference_steps",
-    "num_steps": "num_inference_steps",
-    "timesteps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "cfg": "guidance_scale",
-    "cfg_scale": "guidance_scale",
-    "cfg_weight": "guidance_scale",
-    "model": "policy.use weights",
-    "model_name_or_path": "policy.weights weights",
-    "checkpoint": "policy.weights weights",
-    "pretrained": "policy.weights weights",
-    "seed": "run.seed",
-    "output_dir": "run.name",
-    "save_steps": "save.every",
-    "eval_steps": "evaluate.every",
-    "lora_rank": "weights.lora.rank",
-    "ema_decay": "weights.ema.decay",
-    "dataset": "prompts.file",
-    "dataset_name": "prompts.file",
-    "name": "use",
-    "type": "use",
-    "defaults": "extends",
-    "base": "extends",
-    "<<": "extends",
-}
+def dotted(path: KeyPath) -> str:
+    """A key path as users write it: ``objective.grpo.epsilon``."""
+    return ".".join(map(str, path))
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLocation:
     """Where something was written.
 
     Attributes:
@@ -117,7 +55,7 @@ class Problem:
 class ProblemsError(RecipeError):
     """A recipe error that keeps its problems apart, for ``--json``."""
 
-    def __init__(self, problems: Sequence[Problem]):
+    def __init__(self, problems: Iterable[Problem]):
         self.problems = tuple(dict.fromkeys(problems))
         super().__init__("\n".join(map(str, self.problems)))
 
@@ -128,9 +66,59 @@ def raise_if(problems: Sequence[Problem]) -> None:
         raise ProblemsError(problems)
 
 
-def dotted(route: Route) -> str:
-    """A route as users write it: ``objective.grpo.epsilon``."""
-    return ".".join(map(str, route))
+def problems_of(error: Exception) -> list[Problem]:
+    """The problems that an error lists; another error is one problem without a place."""
+    if isinstance(error, ProblemsError):
+        return list(error.problems)
+    return [Problem("", "", str(error))]
+
+
+_OTHER_NAMES = {
+    "num_updates": "num_iterations epochs ppo_epochs",
+    "iterations": "num_train_epochs max_steps num_epochs",
+    "num_generations": "group_size num_samples num_images_per_prompt",
+    "num_minibatches": "num_mini_batches",
+    "num_prompts": "batch_size per_device_train_batch_size",
+    "micro_batch_size": "gradient_accumulation_steps rows_per_forward",
+    "learning_rate": "lr",
+    "lr_scheduler": "lr_scheduler_type scheduler",
+    "warmup_steps": "warmup num_warmup_steps",
+    "adam_betas": "betas",
+    "epsilon": "eps clip clip_range cliprange clip_eps epsilon_low",
+    "adam_epsilon": "eps",
+    "weight_decay": "wd",
+    "max_grad_norm": "clip_grad_norm grad_clip",
+    "objective.kl.weight": "beta kl_coef kl_weight",
+    "objective.entropy.weight": "entropy_coef",
+    "num_inference_steps": "steps num_steps timesteps",
+    "guidance_scale": "guidance cfg cfg_scale cfg_weight",
+    "policy.use": "model",
+    "policy.weights": "model_name_or_path checkpoint pretrained",
+    "weights": "model model_name_or_path checkpoint pretrained",
+    "run.seed": "seed",
+    "run.name": "output_dir",
+    "save.every": "save_steps",
+    "evaluate.every": "eval_steps",
+    "weights.lora.rank": "lora_rank",
+    "weights.ema.decay": "ema_decay",
+    "prompts.file": "dataset dataset_name",
+    "use": "name type",
+    "extends": "defaults base <<",
+    # What GenRL called them before 0.2.
+    "rollout_batch_size": "samples_per_forward",
+    "min_std": "min_spread",
+    "std_percentile": "spread_percentile",
+    "primary_metric": "headline",
+    "baseline_sweep": "base_sweep",
+    "lagging": "old",
+    "elbo": "bound",
+}
+"""GenRL's key -> what TRL, diffusers and their neighbours call the same thing."""
+
+_OUR_NAMES: dict[str, list[str]] = {}
+for _ours, _theirs in _OTHER_NAMES.items():
+    for _name in _theirs.split():
+        _OUR_NAMES.setdefault(_name, []).append(_ours)
 
 
 def unknown_key(key: str, known: Iterable[str], homes: Sequence[str] = ()) -> str:
@@ -141,79 +129,57 @@ def unknown_key(key: str, known: Iterable[str], homes: Sequence[str] = ()) -> st
         known: the keys that are allowed there.
         homes: full names of the places in this recipe where the key would be right.
     """
-    known = sorted(known)
-    for candidate in _ELSEWHERE.get(key, "").split():
-        if candidate in known:
-            return f"unknown key; it is called `{candidate}` here"
+    known, ours = sorted(known), _OUR_NAMES.get(key, [])
+    if here := next((name for name in ours if name in known), None):
+        return f"unknown key; it is called `{here}` here"
     if homes:
         return f"unknown key; it belongs at `{'` or `'.join(homes)}`"
-    hint = did_you_mean(key, known)
-    if not hint and (elsewhere := _ELSEWHERE.get(key)):
-        hint = f"; GenRL writes it as `{elsewhere.split()[0]}`"
-    return f"unknown key{hint}{'' if hint.endswith('?') else '.'} Known: {join_names(known)}"
+    if hint := did_you_mean(key, known):
+        return f"unknown key{hint} Known: {join_names(known)}"
+    hint = f"; GenRL writes it as `{ours[0]}`" if ours else ""
+    return f"unknown key{hint}. Known: {join_names(known)}"
 
 
-def plain(kind: str, value: object, context: dict[str, Any], message: str) -> str:
-    """A pydantic error in plain words.
+_WORDS = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "a valid array": "a list",
+    "an object": "a mapping (`key: value`)",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    " after validation": "",
+}
+"""pydantic speaks of JSON; a recipe is YAML."""
 
-    Args:
-        kind: pydantic's error type.
-        value: what was given.
-        context: pydantic's ``ctx``.
-        message: pydantic's own words, for whatever has none here.
+
+def pydantic_message(details: "ErrorDetails") -> str:
+    """What pydantic says of a value, in the words of a recipe and with the value itself.
+
+    ``Input should be a valid integer`` becomes ``should be a whole number, not the text 'x'``.
     """
-    if kind == "string_pattern_mismatch":
-        return f"should match {context['pattern']}, not {format_value(value)}"
+    kind, value, text = details["type"], details["input"], details["msg"]
     if kind == "value_error":
-        return str(context.get("error", message))
+        return str(details["ctx"]["error"])
+    _, should, rest = text.partition(" should ")
+    if not should:
+        return text[:1].lower() + text[1:]
+    text = f"should {rest.partition(', got ')[0]}"
     if kind in ("literal_error", "enum"):
-        options = context["expected"]
-        bare = [option.strip("'") for option in options.replace(" or ", ", ").split(", ")]
-        hint = did_you_mean(value, bare) if isinstance(value, str) else ""
-        return f"should be {options}, not {format_value(value)}{hint}"
-    if kind in ("too_short", "too_long"):
-        bound = "at least" if kind == "too_short" else "at most"
-        limit = context["min_length" if kind == "too_short" else "max_length"]
-        return f"should have {bound} {limit} entries, not {context['actual_length']}"
-    for word, phrase in _BOUNDS.items():
-        if kind == word:
-            limit = context[phrase[1]]
-            return f"should be {phrase[0]} {limit:g}, not {format_value(value)}"
-    expected = _EXPECTED.get(kind) or _EXPECTED.get(kind.rpartition("_")[0])
-    if expected is None:
-        return message[:1].lower() + message[1:]
-    advice = ", without quotes" if isinstance(value, str) and _numeric(value) else ""
-    return f"should be {expected}{advice}, not {format_value(value)}"
+        options = text.removeprefix("should be ").replace(" or ", ", ").split(", ")
+        bare = [option.strip("'") for option in options]
+        near = did_you_mean(value, bare) if isinstance(value, str) else ""
+        return f"{text}, not {format_value(value)}{near}"
+    for theirs, ours in _WORDS.items():
+        text = text.replace(theirs, ours)
+    if kind in ("too_short", "too_long"):  # these end in the number that there is
+        return text
+    quoted = isinstance(value, str) and "number" in text and _is_number(value)
+    return f"{text}{', without quotes' if quoted else ''}, not {format_value(value)}"
 
 
-_BOUNDS = {
-    "greater_than": ("greater than", "gt"),
-    "greater_than_equal": ("at least", "ge"),
-    "less_than": ("less than", "lt"),
-    "less_than_equal": ("at most", "le"),
-    "multiple_of": ("a multiple of", "multiple_of"),
-}
-
-_EXPECTED = {
-    "int": "a whole number",
-    "int_from": "a whole number",
-    "float": "a number",
-    "finite": "a finite number",
-    "bool": "true or false",
-    "string": "text",
-    "path": "a path",
-    "dict": "a mapping (`key: value`)",
-    "model": "a mapping (`key: value`)",
-    "mapping": "a mapping (`key: value`)",
-    "list": "a list",
-    "tuple": "a list",
-    "set": "a list",
-    "frozen_set": "a list",
-    "none": "null",
-}
-
-
-def _numeric(text: str) -> bool:
+def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:

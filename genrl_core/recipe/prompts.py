@@ -6,16 +6,19 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from genrl_core.errors import GenRLError, RecipeError
 from genrl_core.interfaces.media import Prompt, Reading
-from genrl_core.recipe.problems import Place, Problem, raise_if
+from genrl_core.recipe.problems import Problem, raise_if
 from genrl_core.text import format_value
 
 Reader = Callable[[Sequence[Prompt]], Sequence[Reading]]
 """Says how long prompts are to a network, and how much of them it reads."""
+Place = Callable[[Prompt], str]
+"""Says where a prompt stands."""
 
 LISTED = 20
 """Prompts that a message names one by one; the others are counted."""
@@ -26,8 +29,8 @@ _HALF_PAIR = re.compile("[\ud800-\udfff]")
 """What JSON can spell and no tokenizer, hash or file of UTF-8 can take."""
 
 
-def read_prompts(path: Path | str) -> list[dict[str, Any]]:
-    """Read and check a prompt file.
+class PromptFile:
+    """The prompts of one file, which is read once, when it is first asked for.
 
     ``.txt`` holds one prompt per line; ``.jsonl`` one object per line and ``.csv`` a header, both
     with ``text`` and, where wanted, ``id`` and ``negative``. Blank lines are left out. A prompt
@@ -39,54 +42,79 @@ def read_prompts(path: Path | str) -> list[dict[str, Any]]:
     or ``negative``; so is null there in JSON, and null in a further column is the value None. A
     CSV row has a cell for every column, and a header names no column twice.
 
-    Returns:
-        One mapping per prompt: ``id``, ``text``, ``negative``, and ``columns`` with the rest.
-
     Raises:
-        RecipeError: the file is missing, empty, not UTF-8 or malformed, a text is missing, or an id
-            stands twice; every problem with its line.
+        RecipeError: at first use, if the file is missing, empty, not UTF-8 or malformed, a text is
+            missing, or an id stands twice; every problem with its line.
     """
-    return _read(Path(path))[0]
 
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
 
-def _read(path: Path) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The prompts, and the line of each by its id."""
-    problems: list[Problem] = []
-    rows = list(_rows(path, _decode(path), problems))
-    prompts: list[dict[str, Any]] = []
-    lines: dict[str, int] = {}
-    numbers: dict[str, int] = {}
-    for line, row in rows:
-        prompt = _normalise(row, line, path, problems)
-        if prompt is None:
-            continue
-        if prompt["id"] is None:
-            prompt["id"] = _hash(prompt["text"], lines, numbers)
-        elif prompt["id"] in lines:
-            message = f"the id {prompt['id']!r} stands in line {lines[prompt['id']]} too"
-            problems.append(Problem(f"{path}:{line}", "", message))
-        lines[prompt["id"]] = line
-        prompts.append(prompt)
-    raise_if(problems)
-    if not prompts:
-        raise RecipeError(f"{path}: the prompt file holds no prompt")
-    return prompts, lines
+    @cached_property
+    def _data(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            message = f"{self.path}: the prompt file cannot be read: {error.strerror}"
+            raise RecipeError(message) from None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the bytes of the file."""
+        return hashlib.sha256(self._data).hexdigest()
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """In the order of the file."""
+        return self._parsed[0]
+
+    def place(self, prompt: Prompt) -> str:
+        """Where one of its prompts stands, for messages: ``file:line``."""
+        return f"{self.path}:{self._parsed[1][prompt.id]}"
+
+    @cached_property
+    def _parsed(self) -> tuple[tuple[Prompt, ...], dict[str, int]]:
+        """The prompts, and the line of each by its id."""
+        problems: list[Problem] = []
+        prompts: list[Prompt] = []
+        lines: dict[str, int] = {}
+        numbers: dict[str, int] = {}
+        for line, row in list(_rows(self.path, _decode(self.path, self._data), problems)):
+            place = f"{self.path}:{line}"
+            fields = _fields(row, place, problems)
+            if fields is None:
+                continue
+            name = fields["id"] or _hash(fields["text"], lines, numbers)
+            if name in lines:
+                message = f"the id {name!r} stands in line {lines[name]} too"
+                problems.append(Problem(place, "", message))
+            lines[name] = line
+            prompts.append(Prompt(**fields | {"id": name}))
+        raise_if(problems)
+        if not prompts:
+            raise RecipeError(f"{self.path}: the prompt file holds no prompt")
+        return tuple(prompts), lines
 
 
 def load_prompts(path: Path | str) -> tuple[Prompt, ...]:
-    """The prompts of a file as records; raises like ``read_prompts``."""
-    return tuple(Prompt(**fields) for fields in read_prompts(path))
+    """The prompts of a file; raises like ``PromptFile``."""
+    return PromptFile(path).prompts
+
+
+def prompt_name(prompt: Prompt) -> str:
+    """How a message names a prompt of no file."""
+    return f"prompt {prompt.id!r}"
 
 
 def unread(
-    prompts: Sequence[Prompt], readers: Mapping[str, Reader], path: Path | str | None = None
+    prompts: Sequence[Prompt], readers: Mapping[str, Reader], place: Place = prompt_name
 ) -> tuple[list[Problem], list[str]]:
     """What is too long among prompts, in batches, each prompt once per reader.
 
     Args:
         prompts: all that may be drawn or judged.
         readers: who reads them, as a sentence names it -> how much of them.
-        path: the file that they come from.
+        place: names a prompt in a message: ``PromptFile.place`` where there is a file.
 
     Returns:
         A problem for every prompt that cannot be taken, the first ``LISTED`` by name; and for every
@@ -94,7 +122,6 @@ def unread(
     """
     problems: list[Problem] = []
     cuts: list[str] = []
-    places = _Places(path)
     for who, read in readers.items():
         for part, rows in _too_long(prompts, read).items():
             length, prompt, reading = max(rows, key=lambda row: row[0])
@@ -102,13 +129,13 @@ def unread(
                 cuts.append(
                     f"{len(rows)} of {len(prompts)} prompts are longer than {who} reads: of the "
                     f"{part} the first {reading.limit} {reading.unit} count, and the rest is cut "
-                    f"off. The longest has {length}, {places.of(prompt)}: "
+                    f"off. The longest has {length}, {place(prompt)}: "
                     f"{_ends(getattr(prompt, part))}; {reading.way_out}"
                 )
                 continue
             problems += _listed([
                 Problem(
-                    places.of(prompt), part,
+                    place(prompt), part,
                     f"has {length} {reading.unit}, and {who} takes {reading.limit} at the most: "
                     f"{_ends(getattr(prompt, part))}; {reading.way_out}",
                 )
@@ -118,16 +145,15 @@ def unread(
 
 
 def refused(
-    prompts: Sequence[Prompt], check: Callable[[Prompt], None], path: Path | str
+    prompts: Sequence[Prompt], check: Callable[[Prompt], None], place: Place = prompt_name
 ) -> list[Problem]:
     """A problem for every prompt that ``check`` raises for, the first ``LISTED`` by name."""
     found: list[Problem] = []
-    places = _Places(path)
     for prompt in prompts:
         try:
             check(prompt)
         except GenRLError as error:
-            found.append(Problem(places.of(prompt), "", str(error)))
+            found.append(Problem(place(prompt), "", str(error)))
     return _listed(found)
 
 
@@ -153,29 +179,12 @@ def _too_long(
     return found
 
 
-class _Places:
-    """Where prompts stand: file and line, or their id where no file is known."""
-
-    def __init__(self, path: Path | str | None):
-        self._path, self._lines = path, dict[str, int]()
-
-    def of(self, prompt: Prompt) -> str:
-        if self._path is None:
-            return f"prompt {prompt.id!r}"
-        self._lines = self._lines or _read(Path(self._path))[1]
-        return f"{self._path}:{self._lines[prompt.id]}"
-
-
 def _ends(text: str) -> str:
     """A text for a message, its end included, since that is what is cut off."""
     return repr(text if len(text) <= 100 else f"{text[:40]} ... {text[-40:]}")
 
 
-def _decode(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RecipeError(f"{path}: the prompt file cannot be read: {error.strerror}") from None
+def _decode(path: Path, data: bytes) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -202,7 +211,7 @@ def _rows(path: Path, text: str, problems: list[Problem]) -> Iterator[_Row]:
 
 def _json_rows(path: Path, lines: list[tuple[int, str]], problems: list[Problem]) -> Iterator[_Row]:
     for number, line in lines:
-        place = str(Place(str(path), number))
+        place = f"{path}:{number}"
         try:
             row = json.loads(line, parse_constant=_refuse, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
@@ -241,25 +250,21 @@ def _csv_rows(path: Path, text: str, problems: list[Problem]) -> Iterator[_Row]:
         problems.append(Problem(f"{path}:{reader.line_num}", "", f"not valid CSV: {error}"))
 
 
-def _normalise(
-    row: dict[str, Any], line: int, path: Path, problems: list[Problem]
-) -> dict[str, Any] | None:
-    row = dict(row)
-    place = str(Place(str(path), line))
-    text, negative, name = row.pop("text", None), row.pop("negative", None), row.pop("id", None)
-    negative = "" if negative is None else negative
+def _fields(row: dict[str, Any], place: str, problems: list[Problem]) -> dict[str, Any] | None:
+    """The fields of a ``Prompt``, its id None where the row has none; None where it is wrong."""
+    columns = dict(row)
+    text, negative, name = (columns.pop(key, None) for key in ("text", "negative", "id"))
     if not isinstance(text, str) or not text.strip():
         what = "is missing or empty" if text is None or isinstance(text, str) else "should be text"
         problems.append(Problem(place, "text", what))
-        return None
-    if not isinstance(negative, str):
+    elif not isinstance(negative, str | None):
         problems.append(Problem(place, "negative", f"should be text, not {format_value(negative)}"))
-        return None
-    if isinstance(name, bool) or not isinstance(name, str | int | None) or name == "":
+    elif isinstance(name, bool) or not isinstance(name, str | int | None) or name == "":
         problems.append(Problem(place, "id", "should be text or a whole number"))
-        return None
-    name = None if name is None else str(name)
-    return {"id": name, "text": text, "negative": negative, "columns": row}
+    else:
+        name = None if name is None else str(name)
+        return {"id": name, "text": text, "negative": negative or "", "columns": columns}
+    return None
 
 
 def _hash(text: str, taken: dict[str, int], numbers: dict[str, int]) -> str:

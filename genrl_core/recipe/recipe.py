@@ -1,29 +1,34 @@
-"""Reading a recipe: a name, a file or a mapping, its parents, overrides, and the resolved form."""
+"""A recipe: its configs, its resolved form and what identifies it; and reading one."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from genrl_core.errors import PluginError, RecipeError
-from genrl_core.interfaces.configs import ObjectiveConfig, PolicyConfig, RewardConfig, SamplerConfig
-from genrl_core.loop.settings import AdvantageConfig, FilterConfig, TrainConfig, WeightsConfig
-from genrl_core.recipe import identity
-from genrl_core.recipe.problems import Place, Problem, Route, dotted, raise_if
-from genrl_core.recipe.reader import (
-    Document,
-    display,
-    label_maps_in,
-    merge,
-    read_file,
-    read_yaml,
-    to_yaml,
-    without_replaced,
+from genrl_core.interfaces.configs import (
+    Component,
+    ObjectiveConfig,
+    PolicyConfig,
+    RewardConfig,
+    SamplerConfig,
+    Schema,
 )
-from genrl_core.recipe.resolve import SECTION_NAMES, Resolver, anchored
+from genrl_core.loop.settings import AdvantageConfig, FilterConfig, TrainConfig, WeightsConfig
+from genrl_core.recipe.overrides import apply_overrides, parse_overrides
+from genrl_core.recipe.problems import KeyPath, Problem, SourceLocation, dotted, raise_if
+from genrl_core.recipe.prompts import PromptFile
+from genrl_core.recipe.reader import to_yaml
+from genrl_core.recipe.resolve import SECTION_SCHEMAS, resolve
 from genrl_core.recipe.sections import EvaluateConfig, PromptsConfig, RunConfig, SaveConfig
+from genrl_core.recipe.sources import RecipeFiles, read_mapping
+from genrl_core.recipe.tree import COMPONENTS, LABELLED, RecipeTree
+from genrl_core.recipe.validate import Validator
 from genrl_core.registry import Registry
-from genrl_core.text import format_value
 
 RESOLVED_FILE = "recipe.resolved.yaml"
 
@@ -42,9 +47,10 @@ class Recipe:
         resolved: the plain tree: parents merged, defaults filled, `use` everywhere, the versions
             of the plugins used under `requires`.
         given: the file's text as given; empty for a mapping.
+        prompt_files: ``file`` and ``evaluate`` -> the prompts there, read when first asked for.
         registry: what the names were looked up in.
-        places: route -> where it was written, for every given value.
-        document: the merged tree before validation, which overrides build on.
+        locations: key path -> where it was written, for every given value.
+        tree: the merged tree before validation, which overrides build on.
         removed: what overrides of whole maps of labels took away, as sentences.
     """
 
@@ -62,41 +68,94 @@ class Recipe:
     evaluate: EvaluateConfig
     save: SaveConfig
     run: RunConfig
+    prompt_files: Mapping[str, PromptFile] = field(repr=False)
     resolved: dict[str, Any] = field(repr=False)
     given: str = field(repr=False)
     registry: Registry = field(repr=False)
-    places: Mapping[Route, Place] = field(repr=False)
-    document: Document = field(repr=False)
+    locations: Mapping[KeyPath, SourceLocation] = field(repr=False)
+    tree: RecipeTree = field(repr=False)
     removed: tuple[str, ...] = ()
 
-    def place(self, *route: str | int) -> str:
+    def place(self, *path: str | int) -> str:
         """``file:line`` of a value, or of the nearest thing that holds it."""
-        return str(Document({}, dict(self.places)).place(*route))
+        return str(RecipeTree({}, self.locations).location(*path))
+
+    def problem(self, message: str, *path: str | int) -> Problem:
+        """A problem of the value at ``path``, with its line."""
+        return Problem(self.place(*path), dotted(path), message)
+
+    def name_of(self, config: Component) -> str:
+        """The name under which the class of a config is registered."""
+        return self.registry.name_of(config)
 
     def to_yaml(self) -> str:
         """The resolved form: itself a recipe that reproduces the run."""
         return to_yaml(self.resolved)
 
     def digest(self) -> str:
-        """sha256 of what decides the result, for caches: the resolved form without `run.name` and
-        `save`, with the contents of prompt files and of the recipe that gives the weights in place
-        of their names.
+        """sha256 of what decides the result, rounding included, for caches.
+
+        It covers the resolved form without `run.name` and `save`, with the contents of prompt files
+        and of the recipe that gives the weights in place of their names.
 
         Raises:
             RecipeError: the recipe under policy.weights is missing or leads back to this one.
         """
-        return identity.digest(self)
+        return self._digest(())
 
     def essence(self) -> dict[str, Any]:
-        """Dotted key -> value of what must stay when a run is resumed; raises like ``digest``."""
-        return identity.essence(self)
+        """Dotted key -> value, as JSON, of what must stay when a run is resumed.
+
+        It leaves out the fields that their schema marks with ``changes_results: False``; raises
+        like ``digest``.
+        """
+        return self._essence
+
+    @cached_property
+    def _essence(self) -> dict[str, Any]:
+        tree = self._by_content(())
+        for kind in COMPONENTS:
+            if (part := getattr(self, kind)) is not None:
+                _drop_neutral(part, tree[kind])
+        for kind in LABELLED:
+            for label, part in getattr(self, kind).items():
+                _drop_neutral(part, tree[kind][label])
+        for name in tree.keys() - {"requires", *COMPONENTS, *LABELLED}:
+            _drop_neutral(getattr(self, name), tree[name])
+        return flat(tree)
+
+    def _digest(self, users: tuple[str, ...]) -> str:
+        tree = self._by_content(users)
+        tree["run"].pop("name")
+        tree.pop("save")
+        text = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _by_content(self, users: tuple[str, ...]) -> dict[str, Any]:
+        """The resolved form with contents in place of names; ``users`` begin with its weights."""
+        tree = deepcopy(self.resolved)
+        for key, file in self.prompt_files.items():
+            if file.path.is_file():
+                tree["prompts"][key] = file.sha256
+        if (base := self.base_recipe()) is not None:
+            chain = (*users, self.name)
+            if base.name in chain:
+                loop = " > ".join((*chain, base.name))
+                place = self.place("policy", "weights")
+                raise RecipeError(f"{place}: policy.weights: leads back to itself: {loop}")
+            tree["policy"]["weights"] = base._digest(chain)  # noqa: SLF001  # of its own kind
+        return tree
 
     def base_recipe(self) -> "Recipe | None":
-        """The recipe that `policy.weights: recipe:NAME` names, or None.
+        """The recipe that `policy.weights: recipe:NAME` names, read when first asked for, or None.
 
         Raises:
             RecipeError: it does not exist or is wrong.
         """
+        return self._base_recipe
+
+    @cached_property
+    def _base_recipe(self) -> "Recipe | None":
         weights = self.policy.weights if self.policy else None
         if not weights or not weights.startswith("recipe:"):
             return None
@@ -116,14 +175,32 @@ class Recipe:
             raise RecipeError(f"{self.name}: there is no sampler")
         problems: list[Problem] = []
         fields = {**self.evaluate.sampler, **overrides}
-        resolver = Resolver(Document({}, dict(self.places)), self.registry, problems)
-        sampler = resolver.sampler_with(self.sampler, fields, ("evaluate", "sampler"))
+        validator = Validator(RecipeTree({}, self.locations), SECTION_SCHEMAS, problems)
+        sampler = validator.sampler_with(self.sampler, fields, ("evaluate", "sampler"))
         raise_if(problems)
         return cast(SamplerConfig, sampler)
 
     def with_overrides(self, *overrides: str) -> "Recipe":
         """This recipe with ``a.b=value`` on top; raises like ``load_recipe``."""
-        return _resolve(self.name, self.given, self.document, overrides, self.registry, [])
+        return _build(self.name, self.given, self.tree, overrides, self.registry, [])
+
+
+def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted key -> value; lists are values."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{above}{key}.") if inner else {f"{above}{key}": value}
+    return found
+
+
+def _drop_neutral(part: Schema, tree: dict[str, Any]) -> None:
+    for name, field_info in type(part).model_fields.items():
+        extra, value = field_info.json_schema_extra, getattr(part, name)
+        if isinstance(extra, dict) and extra.get("changes_results") is False:
+            del tree[name]
+        elif isinstance(value, Schema):
+            _drop_neutral(value, tree[name])
 
 
 def load_recipe(
@@ -143,32 +220,23 @@ def load_recipe(
         RecipeError: everything that is wrong, one line per problem.
     """
     registry = registry or Registry.discover()
-    problems: list[Problem] = []
+    files = RecipeFiles(registry)
     if isinstance(source, Mapping):
-        name, given = "unnamed", ""
-        document = _inherit(_from_mapping(source, problems), (), registry, problems)
+        name, file = "unnamed", files.inherit(read_mapping(source))
     else:
         name, path = locate(source, registry)
-        given, document = _read(path, (), registry, problems)
-    return _resolve(name, given, document, overrides, registry, problems)
+        file = files.read(path)
+    return _build(name, file.text, file.tree, overrides, registry, list(file.problems))
 
 
-def _resolve(
-    name: str, given: str, document: Document, overrides: Sequence[str], registry: Registry,
+def _build(
+    name: str, given: str, tree: RecipeTree, overrides: Sequence[str], registry: Registry,
     problems: list[Problem],
 ) -> Recipe:  # fmt: skip
-    changes, whole = _from_overrides(overrides, document, problems)
-    document, removed = without_replaced(document, changes, whole)
-    document = merge(document, changes, SECTION_NAMES, problems)
-    resolver = Resolver(document, registry, problems)
-    resolver.run()
-    raise_if(problems)
-    sections = cast(dict[str, Any], resolver.sections)
+    tree, removed = apply_overrides(tree, parse_overrides(overrides, problems), problems)
     return Recipe(
-        name=name, policy=resolver.policy, sampler=resolver.sampler, reward=resolver.reward,
-        objective=resolver.objective, metrics=resolver.metrics, **sections,
-        resolved=resolver.resolved, given=given, registry=registry, places=resolver.places,
-        document=document, removed=removed,
+        name=name, given=given, registry=registry, tree=tree, removed=removed,
+        **resolve(tree, registry, problems),
     )  # fmt: skip
 
 
@@ -198,138 +266,3 @@ def locate(source: str | Path, registry: Registry) -> tuple[str, Path]:
             inner = path.resolve().relative_to(folder.resolve())
             return inner.with_suffix("").as_posix(), path
     return path.stem, path
-
-
-def read_document(path: Path, problems: list[Problem]) -> tuple[str, Document]:
-    """One file's text and tree, without its parents.
-
-    Raises:
-        RecipeError: it cannot be read, is empty, or is no mapping.
-    """
-    text = read_file(path, problems)
-    raise_if(problems if text is None else [])
-    source, folder = display(path), path.resolve().parent
-    tree, places = read_yaml(text or "", source, folder, problems)
-    if not isinstance(tree, dict):
-        if tree is not None:
-            message = f"should be a mapping of sections, not {format_value(tree)}"
-            problems.append(Problem(source, "", message))
-        elif not problems:
-            message = "is empty; a recipe holds sections such as policy, sampler and train"
-            problems.append(Problem(source, "", message))
-        raise_if(problems)
-    return text or "", Document(tree, places)
-
-
-def _read(
-    path: Path, seen: tuple[Path, ...], registry: Registry, problems: list[Problem]
-) -> tuple[str, Document]:
-    text, document = read_document(path, problems)
-    return text, _inherit(document, (*seen, path.resolve()), registry, problems)
-
-
-def _inherit(
-    child: Document, seen: tuple[Path, ...], registry: Registry, problems: list[Problem]
-) -> Document:
-    """The child merged over its parents.
-
-    Raises:
-        RecipeError: a parent is missing, unreadable, or the chain leads back to itself.
-    """
-    parent = child.tree.pop("extends", None)
-    place = child.place("extends")
-    base = Document()
-    if parent is not None:
-        path = parent_path(parent, place, registry, problems)
-        raise_if(problems if path is None else [])
-        path = cast(Path, path)
-        if path.resolve() in seen:
-            loop = " > ".join(map(display, (*seen, path.resolve())))
-            problems.append(Problem(str(place), "extends", f"leads back to itself: {loop}"))
-            raise_if(problems)
-        _, base = _read(path, seen, registry, problems)
-    return merge(base, child, SECTION_NAMES, problems)
-
-
-def parent_path(
-    parent: Any, place: Place, registry: Registry, problems: list[Problem]
-) -> Path | None:
-    """The file that ``extends`` names, or None with the reason added to ``problems``."""
-    message = ""
-    if not isinstance(parent, str):
-        message = f"should be one recipe's name or path, not {format_value(parent)}"
-    elif parent.endswith((".yaml", ".yml")):
-        path = Path(anchored(parent, place.folder))
-        if path.is_file():
-            return path
-        message = f"there is no file {display(path)}"
-    else:
-        try:
-            return registry.find_recipe(parent)
-        except PluginError as error:
-            message = str(error)
-    problems.append(Problem(str(place), "extends", message))
-    return None
-
-
-def _from_mapping(source: Mapping[str, Any], problems: list[Problem]) -> Document:
-    place = Place("mapping", folder=Path.cwd())
-
-    def convert(value: Any, route: Route) -> Any:
-        if isinstance(value, Mapping):
-            problems.extend(
-                Problem(str(place), dotted(route), f"keys are text, not {key!r}")
-                for key in value
-                if not isinstance(key, str)
-            )
-            return {k: convert(v, (*route, k)) for k, v in value.items() if isinstance(k, str)}
-        if isinstance(value, list | tuple):
-            return [convert(entry, (*route, i)) for i, entry in enumerate(value)]
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        what = f"holds a {type(value).__name__}; recipes hold text, numbers, lists and mappings"
-        problems.append(Problem(str(place), dotted(route), what))
-        return None
-
-    return Document(cast(dict[str, Any], convert(source, ())), {(): place})
-
-
-def _from_overrides(
-    overrides: Sequence[str], below: Document, problems: list[Problem]
-) -> tuple[Document, dict[Route, Place]]:
-    """``a.b=value`` items as one tree, to be merged over ``below``; a later item wins.
-
-    Returns:
-        The tree, and the maps of labels that were given as a whole, with where.
-    """
-    document, whole = Document(), dict[Route, Place]()
-    for item in overrides:
-        key, equals, text = item.partition("=")
-        place = Place(f"override `{item}`", folder=Path.cwd())
-        route = tuple(key.split("."))
-        found: list[Problem] = []
-        value, _ = read_yaml(text, str(place), Path.cwd(), found)
-        message = ""
-        if not equals or not all(route):
-            message = "should look like `train.iterations=10`"
-        elif route[0] == "extends":
-            message = "a parent cannot be overridden; write a recipe that extends it"
-        elif not text.strip():
-            message = f"has no value; write `{key}=null` to remove it"
-        elif found:
-            message = f"cannot be read ({found[0].message}); put the value in quotes"
-        if message:
-            problems.append(Problem(str(place), "", message))
-            continue
-        branch, under = document.tree, cast(Any, below.tree)
-        for i, part in enumerate(route[:-1], 1):
-            under = under.get(part) if isinstance(under, dict) else None
-            if not isinstance(under, dict):
-                document.places[route[:i]] = place
-            if not isinstance(branch.get(part), dict):
-                branch[part] = {}
-            branch = branch[part]
-        branch[route[-1]] = value
-        document.places[route] = place
-        whole |= dict.fromkeys(label_maps_in(route, value), place)
-    return document, whole

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from genrl_core.errors import GenRLError, RecipeError
-from genrl_core.interfaces.media import Prompt
 from genrl_core.interfaces.policy import Policy
 from genrl_core.interfaces.reward import Reward
 from genrl_core.interfaces.sampler import Sampler
@@ -21,9 +20,9 @@ from genrl_core.loop.objectives import RequiredWeights, build_objectives, requir
 from genrl_core.loop.rollout import LocalRollouts, RolloutEngine
 from genrl_core.loop.trainer import Parts, Record, Trainer
 from genrl_core.loop.weights import WeightSets, fingerprint
-from genrl_core.recipe.check import negotiate, resolve_views
+from genrl_core.recipe.check import CheckedRecipe, check_recipe
 from genrl_core.recipe.problems import raise_if
-from genrl_core.recipe.prompts import Reader, load_prompts, unread
+from genrl_core.recipe.prompts import Reader, unread
 from genrl_core.recipe.recipe import Recipe, load_recipe
 from genrl_core.run.bases import Notify
 from genrl_core.run.optim import build_optimizer, build_scheduler
@@ -34,15 +33,16 @@ T = TypeVar("T")
 
 
 def build_trainer(
-    recipe: Recipe, *, policy: Policy | None = None, sampler: Sampler | None = None,
-    rewards: Mapping[str, Reward] | None = None, optimizer: OptimizerFactory | None = None,
-    rollouts: RolloutEngine | None = None, runtime: Runtime | None = None,
-    notify: Notify = lambda _: None, warn: Notify = warnings.warn,
+    recipe: Recipe | CheckedRecipe, *, policy: Policy | None = None,
+    sampler: Sampler | None = None, rewards: Mapping[str, Reward] | None = None,
+    optimizer: OptimizerFactory | None = None, rollouts: RolloutEngine | None = None,
+    runtime: Runtime | None = None, notify: Notify = lambda _: None,
+    warn: Notify = warnings.warn,
 ) -> Trainer:  # fmt: skip
     """The trainer of a recipe; what is handed in takes the place of what the recipe names.
 
     Args:
-        recipe: a valid recipe.
+        recipe: a valid recipe; one that was checked before is not checked again.
         policy, sampler, rewards, optimizer: parts of one's own; rewards by label.
         rollouts: where samples come from, in place of drawing them here.
         runtime: this process among its peers.
@@ -51,10 +51,11 @@ def build_trainer(
     Raises:
         RecipeError: the recipe's parts do not fit together, or the policy cannot take a prompt.
     """
-    negotiate(
+    checked = check_recipe(
         recipe, policy_injected=policy is not None, sampler_injected=sampler is not None,
         rewards_injected=rewards is not None,
     )  # fmt: skip
+    recipe = checked.recipe
     runtime = runtime or Runtime(recipe.run.device)
     if recipe.run.threads is not None:
         torch.set_num_threads(recipe.run.threads)
@@ -66,27 +67,27 @@ def build_trainer(
     built = [] if rewards is not None else [reward for _, reward in weighted.values()]
     for reward in (*built, *metrics.values()):
         reward.to(runtime.device)
-    prompts = load_prompts(_required(recipe.prompts.file, "prompts.file"))
-    eval_prompts = load_prompts(recipe.prompts.evaluate) if recipe.prompts.evaluate else ()
     evaluator = Evaluator(
-        sampler=evaluation_sampler, prompts=eval_prompts, metrics=metrics, rewards=weighted,
+        sampler=evaluation_sampler, prompts=checked.eval_prompts, metrics=metrics, rewards=weighted,
         seed=recipe.run.seed, num_generations=recipe.evaluate.num_generations,
         rollout_batch_size=recipe.train.rollout_batch_size, runtime=runtime, report=notify,
     )  # fmt: skip
-    _check_prompts(recipe, policy, sampler, prompts, evaluator, warn)
-    parts = _learning_parts(recipe, policy, sampler, weighted, runtime, prompts, optimizer)
+    _check_prompts(checked, policy, sampler, evaluator, warn)
+    parts = _learning_parts(checked, policy, sampler, weighted, runtime, optimizer)
     if rollouts is not None:
         parts["rollouts"] = rollouts
     return Trainer(Parts(**parts, evaluator=evaluator, warn=warn))
 
 
 def _learning_parts(
-    recipe: Recipe, policy: Policy, sampler: Sampler, rewards: Mapping[str, tuple[float, Reward]],
-    runtime: Runtime, prompts: Sequence[Prompt], optimizer: OptimizerFactory | None,
+    checked: CheckedRecipe, policy: Policy, sampler: Sampler,
+    rewards: Mapping[str, tuple[float, Reward]], runtime: Runtime,
+    optimizer: OptimizerFactory | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Objectives, weight sets, optimizer, and where samples come from: fields of ``Parts``."""
+    recipe = checked.recipe
     train, seed = recipe.train, recipe.run.seed
-    objectives = build_objectives(recipe.objective, resolve_views(recipe))
+    objectives = build_objectives(recipe.objective, checked.views)
     began_with = fingerprint(policy.network)
     weight_sets = WeightSets(policy, recipe.weights.lora, seed)
     runtime.broadcast_(p.data for p in weight_sets.trainable.values())
@@ -99,7 +100,7 @@ def _learning_parts(
         else optimizer(list(trained.values()))
     )
     rollouts = LocalRollouts(
-        sampler, rewards, weight_sets, runtime, prompts=prompts, seed=seed, train=train,
+        sampler, rewards, weight_sets, runtime, prompts=checked.prompts, seed=seed, train=train,
         filter_config=recipe.filter, advantage=recipe.advantage, drawing=required.drawing,
     )  # fmt: skip
     return {
@@ -184,8 +185,7 @@ def _required_weights(
 
 
 def _check_prompts(
-    recipe: Recipe, policy: Policy, sampler: Sampler, prompts: Sequence[Prompt],
-    evaluator: Evaluator, warn: Notify,
+    checked: CheckedRecipe, policy: Policy, sampler: Sampler, evaluator: Evaluator, warn: Notify
 ) -> None:  # fmt: skip
     """Look at every prompt before any is drawn; a prompt that is read in part is a warning.
 
@@ -195,11 +195,12 @@ def _check_prompts(
     rewards = {name: reward for name, (_, reward) in evaluator.rewards.items()}
     readers: dict[str, Reader] = {"the policy": partial(sampler.reading, policy)}
     readers |= _readings("reward", rewards)
-    problems, cuts = unread(prompts, readers, recipe.prompts.file)
+    files = checked.recipe.prompt_files
+    problems, cuts = unread(checked.prompts, readers, files["file"].place)
     if evaluator.prompts:
         readers["the policy"] = partial(evaluator.sampler().reading, policy)
         readers |= _readings("measure", evaluator.metrics)
-        refused, cut = unread(evaluator.prompts, readers, recipe.prompts.evaluate)
+        refused, cut = unread(evaluator.prompts, readers, files["evaluate"].place)
         problems, cuts = problems + refused, cuts + cut
     for text in dict.fromkeys(cuts):
         warn(text)

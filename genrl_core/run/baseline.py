@@ -90,14 +90,14 @@ def _primary_metric(recipe: Recipe, found: Evaluation) -> str:
 
 def _kept_file(recipe: Recipe) -> Path | None:
     """Where the measurements of this base are kept, by all that decides them; None for no base."""
-    base, prompts = recipe.base_recipe(), recipe.prompts.evaluate
+    base, prompts = recipe.base_recipe(), recipe.prompt_files.get("evaluate")
     if base is None or prompts is None:
         return None
     names = ("requires", "policy", "sampler", "reward", "evaluate", "run")
     tree = {name: recipe.resolved[name] for name in names}
     tree["run"] = {**tree["run"], "name": None}
     tree["base"] = base.with_overrides(f"run.seed={recipe.run.seed}").digest()
-    tree["prompts"] = hashlib.sha256(Path(prompts).read_bytes()).hexdigest()
+    tree["prompts"] = prompts.sha256
     tree["torch"] = torch.__version__
     key = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
     return cache_folder() / f"{base.name.replace('/', '-')}-measured-{key}.safetensors"

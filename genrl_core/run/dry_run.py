@@ -6,16 +6,16 @@ from typing import Any
 import torch
 
 from genrl_core.loop.distributed import Runtime
-from genrl_core.recipe.recipe import Recipe
+from genrl_core.recipe.check import CheckedRecipe
 from genrl_core.run.assembly import build_trainer
 from genrl_core.run.files import dumps
 
 
-def dry_run(recipe: Recipe, runtime: Runtime, json: bool, quiet: bool) -> None:
+def dry_run(checked: CheckedRecipe, runtime: Runtime, json: bool, quiet: bool) -> None:
     """Build everything, draw and learn from one iteration, and say what it took.
 
     Args:
-        recipe: what would be trained.
+        checked: what would be trained.
         runtime: this process among its peers; rank 0 speaks.
         json, quiet: print one JSON value and nothing else, or nothing.
     """
@@ -24,7 +24,7 @@ def dry_run(recipe: Recipe, runtime: Runtime, json: bool, quiet: bool) -> None:
         if not json and not quiet:
             print(text, flush=True)
 
-    trainer = build_trainer(recipe, runtime=runtime, notify=notify)
+    recipe, trainer = checked.recipe, build_trainer(checked, runtime=runtime, notify=notify)
     network = trainer.parts.policy.network
     trained = list(trainer.weight_sets.trainable.values())
     size = sum(p.numel() * p.element_size() for p in network.parameters())

@@ -10,8 +10,8 @@ from genrl_core.errors import RecipeError
 from genrl_core.interfaces.policy import Policy
 from genrl_core.loop.distributed import Runtime
 from genrl_core.loop.weights import WeightSets, belongs_to, fingerprint
-from genrl_core.recipe.check import built_policy, holds_weights, unread_weights
 from genrl_core.recipe.recipe import RESOLVED_FILE, Recipe, load_recipe
+from genrl_core.recipe.weights import built_policy, holds_weights, unread_weights
 from genrl_core.run import checkpoint
 from genrl_core.run.bases import Notify, TrainBase, base_weights
 

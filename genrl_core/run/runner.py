@@ -9,8 +9,9 @@ from typing import Any
 from genrl_core.errors import CheckpointError, GenRLError, RecipeError
 from genrl_core.loop.distributed import Runtime
 from genrl_core.loop.trainer import Record, Trainer
-from genrl_core.recipe.identity import changes, flat, refusal
-from genrl_core.recipe.recipe import Recipe
+from genrl_core.recipe.check import CheckedRecipe, check_recipe
+from genrl_core.recipe.identity import changes, refusal
+from genrl_core.recipe.recipe import Recipe, flat
 from genrl_core.run import checkpoint, saving
 from genrl_core.run.api import open_run
 from genrl_core.run.assembly import build_trainer
@@ -26,8 +27,8 @@ DONE, STOPPED = 0, 75
 
 
 def run(
-    recipe: Recipe, runs: Path, *, resume: Path | None = None, stop_after: int | None = None,
-    dry_run: bool = False, json: bool = False, quiet: bool = False,
+    recipe: Recipe | CheckedRecipe, runs: Path, *, resume: Path | None = None,
+    stop_after: int | None = None, dry_run: bool = False, json: bool = False, quiet: bool = False,
 ) -> int:  # fmt: skip
     """Train a recipe and keep everything under ``runs``.
 
@@ -45,15 +46,16 @@ def run(
     Raises:
         GenRLError: with the reason; the last good checkpoint stays.
     """
-    if absent := missing(recipe.run.trackers):
+    checked = check_recipe(recipe)
+    if absent := missing(checked.recipe.run.trackers):
         raise RecipeError("; ".join(absent))
-    runtime = Runtime(recipe.run.device)
+    runtime = Runtime(checked.recipe.run.device)
     code = DONE
     try:
         if dry_run:
-            run_dry(recipe, runtime, json, quiet)
+            run_dry(checked, runtime, json, quiet)
         else:
-            code = _Run(recipe, runs, resume, stop_after, runtime, json, quiet).go()
+            code = _Run(checked, runs, resume, stop_after, runtime, json, quiet).go()
     except _Interrupted:
         runtime.close(together=False)
         return STOPPED
@@ -74,10 +76,11 @@ class _Interrupted(Exception):  # noqa: N818  # no error: the run can be resumed
 
 class _Run:
     def __init__(
-        self, recipe: Recipe, runs: Path, resume: Path | None, stop_after: int | None,
+        self, checked: CheckedRecipe, runs: Path, resume: Path | None, stop_after: int | None,
         runtime: Runtime, json: bool, quiet: bool,
     ):  # fmt: skip
-        self._recipe, self._runtime, self._stop_after = recipe, runtime, stop_after
+        self._checked, self._recipe = checked, checked.recipe
+        self._runtime, self._stop_after = runtime, stop_after
         self._started = self._saved = time.monotonic()
         self._signals = Signals()
         self._empty = 0
@@ -141,7 +144,7 @@ class _Run:
 
     def _build(self) -> Trainer:
         return build_trainer(
-            self._recipe, runtime=self._runtime, notify=lambda text: self._note("note", text),
+            self._checked, runtime=self._runtime, notify=lambda text: self._note("note", text),
             warn=lambda text: self._note("warning", text),
         )  # fmt: skip
 

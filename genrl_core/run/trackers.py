@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genrl_core.errors import RecipeError
-from genrl_core.recipe.identity import flat
+from genrl_core.recipe.recipe import flat
 from genrl_core.run.files import json_safe
 
 

@@ -76,7 +76,7 @@ class ArithmeticDataConfig(SamplerConfig):
     builds = "genrl_arithmetic.sampler:ArithmeticData"
     paradigm: ClassVar[str] = "autoregressive"
     supervised: ClassVar[bool] = True
-    gives: ClassVar[Capability | None] = Capability.TEXT
+    data_kind: ClassVar[Capability | None] = Capability.TEXT
     answer_noise: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
         description="probability that the answer is off by 1 to 9, up or down, instead of right",

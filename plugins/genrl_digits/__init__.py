@@ -95,7 +95,7 @@ class DigitsDataConfig(SamplerConfig):
     builds = "genrl_digits.sampler:DigitsDataSampler"
     paradigm: ClassVar[str] = "masked"
     supervised: ClassVar[bool] = True
-    gives: ClassVar[Capability | None] = Capability.IMAGE
+    data_kind: ClassVar[Capability | None] = Capability.IMAGE
     caption_noise: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
         description="probability that the image is of a uniformly random digit (the prompted one "

@@ -56,7 +56,7 @@ class ShapesDataConfig(SamplerConfig):
     builds = "genrl_shapes.sampler:ShapesDataSampler"
     paradigm: ClassVar[str] = "masked"
     supervised: ClassVar[bool] = True
-    gives: ClassVar[Capability | None] = Capability.IMAGE
+    data_kind: ClassVar[Capability | None] = Capability.IMAGE
     caption_noise: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
         description="probability that the scene is that of a random prompt of the same category",

@@ -13,10 +13,10 @@ import pytest
 
 from genrl_core import __version__
 from genrl_core.cli.app import main
-from genrl_core.cli.display import matrix, table
-from genrl_core.cli.matrix import Cell
+from genrl_core.cli.display import table
+from genrl_core.cli.matrix import Cell, print_matrix
 from genrl_core.recipe.recipe import load_recipe
-from genrl_core.recipe.summaries import outlines
+from genrl_core.recipe.summaries import summaries
 from genrl_core.registry import Registry
 
 POCKET = Path(__file__).parent / "pocket_plugin.py"
@@ -211,7 +211,7 @@ def test_the_matrix_says_with_which_samplers_an_objective_trains(
     found = [cell(*pair, "every", trains=True) for pair in pairs]
     found += [cell(*pair, "some", trains=pair != ("disc", "spin")) for pair in pairs]
     found += [cell(*pair, "never", trains=False) for pair in pairs]
-    matrix(found, as_json=False)
+    print_matrix(found, as_json=False)
     rows = {
         line.split()[0]: line.split(maxsplit=2)[2]
         for line in capsys.readouterr().out.splitlines()[2:5]
@@ -346,7 +346,7 @@ def test_the_outline_follows_parents_and_survives_broken_files(tmp_path: Path) -
         (tmp_path / f"{name}.yaml").write_text(text)
     registry = Registry.discover([POCKET])
     registry.recipe_folders.append((tmp_path, registry.plugins[0]))
-    found = {one.name: one for one in outlines(registry) if one.name in OUTLINED}
+    found = {one.name: one for one in summaries(registry) if one.name in OUTLINED}
     said = {name: (one.paradigm, one.objectives, one.paper) for name, one in found.items()}
     number = "arXiv 2501.00001"
     assert said["base"] == ("coin", ("clip",), number)
@@ -369,7 +369,7 @@ def test_sixty_recipes_are_listed_in_a_moment(tmp_path: Path) -> None:
     registry = Registry.discover([POCKET])
     registry.recipe_folders.append((tmp_path, registry.plugins[0]))
     before = time.process_time()
-    assert len(outlines(registry)) >= 60
+    assert len(summaries(registry)) >= 60
     assert time.process_time() - before < 0.3
 
 
@@ -429,22 +429,22 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["ls"], ["ls", "recipes"], ["show", "digits/mask_grpo"], ["show", "grpo"],
-     ["check", "digits/mask_grpo"]],
-    ids=" ".join,
+    ("arguments", "limit"),
+    [(["--help"], 0.35), (["ls"], 0.35), (["ls", "recipes"], 0.35), (["show", "grpo"], 0.5),
+     (["show", "digits/mask_grpo"], 0.5), (["check", "digits/mask_grpo"], 0.5)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
-def test_reading_verbs_cost_half_a_second_and_load_no_torch(arguments: list[str]) -> None:
+def test_reading_verbs_are_quick_and_load_no_torch(arguments: list[str], limit: float) -> None:
     code = (
-        "import sys; from genrl_core.cli.app import main; code = main(sys.argv[1:]);"
+        "import sys; from genrl_core.__main__ import main; code = main(sys.argv[1:]);"
         "sys.exit(99 if 'torch' in sys.modules else code)"
     )
     bare, seconds = [], []
     for _ in range(3):
         bare.append(processor_seconds("import typer.main, pydantic, yaml, pluggy"))
         seconds.append(processor_seconds(code, *arguments))
-    # Half a second, or as much of the libraries' own time where the machine is slower or shared.
-    assert min(seconds) <= max(0.5, 4 * min(bare)), (seconds, bare)
+    # Or as much of the libraries' own time, where the machine is slower or shared.
+    assert min(seconds) <= max(limit, 10 * limit * min(bare)), (seconds, bare)
 
 
 def processor_seconds(code: str, *arguments: str) -> float:

@@ -359,6 +359,7 @@ def test_recipe_folders_and_their_clashes(tmp_path: Path) -> None:
     assert registry.find_recipe("x/one") == tmp_path / "a" / "x" / "one.yaml"
     with pytest.raises(PluginError, match=r"unknown recipe `x/on`; did you mean `x/one`\?"):
         registry.find_recipe("x/on")
+    assert registry.recipes() is registry.recipes(), "the folders are walked once"
     registry.add_module(module("right", register_recipes=lambda register: register(tmp_path / "b")))
     with pytest.raises(
         PluginError, match=r"recipe `x/one` is registered more than once.*left.*right"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from genrl_core import Prompt
 from genrl_core.errors import RecipeError
-from genrl_core.recipe.prompts import load_prompts, read_prompts
+from genrl_core.recipe.prompts import load_prompts
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -22,28 +23,26 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
 
 def test_text_file_skips_blank_lines_bom_and_crlf(tmp_path: Path) -> None:
     path = write(tmp_path, "a.txt", b"\xef\xbb\xbfa cat\r\n\r\n a dog, brown \r\n")
-    assert [p["text"] for p in read_prompts(path)] == ["a cat", "a dog, brown"]
+    assert [p.text for p in load_prompts(path)] == ["a cat", "a dog, brown"]
 
 
 def test_default_ids_depend_on_the_text_alone_and_stay_unique(tmp_path: Path) -> None:
-    first = read_prompts(write(tmp_path, "a.txt", "a cat\na dog\na cat\n"))
-    second = read_prompts(write(tmp_path, "b.txt", "a dog\na cat\n"))
-    assert first[0]["id"] == second[1]["id"]
-    assert first[1]["id"] == second[0]["id"]
-    assert first[2]["id"] == f"{first[0]['id']}-2"
+    first = load_prompts(write(tmp_path, "a.txt", "a cat\na dog\na cat\n"))
+    second = load_prompts(write(tmp_path, "b.txt", "a dog\na cat\n"))
+    assert first[0].id == second[1].id
+    assert first[1].id == second[0].id
+    assert first[2].id == f"{first[0].id}-2"
 
 
 def test_json_lines_and_csv_keep_further_columns(tmp_path: Path) -> None:
     jsonl = '{"id": 7, "text": "a cat", "negative": "a dog", "count": 3}\n{"text": "x"}\n'
-    first, second = read_prompts(write(tmp_path, "a.jsonl", jsonl))
-    assert first == {"id": "7", "text": "a cat", "negative": "a dog", "columns": {"count": 3}}
-    assert second["negative"] == ""
+    first, second = load_prompts(write(tmp_path, "a.jsonl", jsonl))
+    assert first == Prompt("7", "a cat", "a dog", {"count": 3})
+    assert second.negative == ""
     table = 'text,id,count\n"a cat, ""red""",k,3\nx,,\n'
-    first, second = read_prompts(write(tmp_path, "a.csv", table))
-    assert first == {"id": "k", "text": 'a cat, "red"', "negative": "", "columns": {"count": "3"}}
-    assert second["columns"] == {"count": ""}, "a cell is empty, its column is there"
-    record = load_prompts(tmp_path / "a.csv")[0]
-    assert (record.id, record.text, record.columns) == ("k", 'a cat, "red"', {"count": "3"})
+    first, second = load_prompts(write(tmp_path, "a.csv", table))
+    assert first == Prompt("k", 'a cat, "red"', "", {"count": "3"})
+    assert second.columns == {"count": ""}, "a cell is empty, its column is there"
 
 
 @pytest.mark.parametrize(
@@ -76,18 +75,18 @@ def test_broken_files_are_named_with_their_line(
     tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
     with pytest.raises(RecipeError, match=re.escape(message)):
-        read_prompts(write(tmp_path, name, content))
+        load_prompts(write(tmp_path, name, content))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"none\.txt: the prompt file cannot be read: No such"):
-        read_prompts(tmp_path / "none.txt")
+        load_prompts(tmp_path / "none.txt")
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", '{"text": 1}\nx\n{"text": "a"}\n[]\n')
     with pytest.raises(RecipeError) as error:
-        read_prompts(path)
+        load_prompts(path)
     places = {line.split(": ")[0].rpartition(":")[2] for line in str(error.value).splitlines()}
     assert places == {"1", "2", "4"}
 
@@ -95,15 +94,15 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
 def test_reading_prompts_imports_no_torch(tmp_path: Path) -> None:
     path = write(tmp_path, "a.txt", "a cat\n")
     code = (
-        "import sys; from genrl_core.recipe.prompts import read_prompts;"
-        f"read_prompts({str(path)!r}); sys.exit('torch' in sys.modules)"
+        "import sys; from genrl_core.recipe.prompts import load_prompts;"
+        f"load_prompts({str(path)!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_both_halves_of_a_pair_are_a_character(tmp_path: Path) -> None:
-    (prompt,) = read_prompts(write(tmp_path, "a.jsonl", r'{"text": "a \ud83d\udc08"}'))
-    assert prompt["text"] == "a \N{CAT}"
+    (prompt,) = load_prompts(write(tmp_path, "a.jsonl", r'{"text": "a \ud83d\udc08"}'))
+    assert prompt.text == "a \N{CAT}"
 
 
 ENDS = ["A: ", " indented", "\tfew\nshots\n\n", "A:", "A: \u00a0"]
@@ -130,18 +129,18 @@ def test_white_space_at_the_ends_of_a_value_is_part_of_it(tmp_path: Path, kind: 
 
 def test_empty_cells_keep_their_column_and_null_is_no_text(tmp_path: Path) -> None:
     table = write(tmp_path, "a.csv", "text,id,negative,x,\na,,,,\nb,k, ,0,\n")
-    first, second = read_prompts(table)
-    assert (first["negative"], first["columns"]) == ("", {"x": ""})
-    assert second == {"id": "k", "text": "b", "negative": " ", "columns": {"x": "0"}}
+    first, second = load_prompts(table)
+    assert (first.negative, first.columns) == ("", {"x": ""})
+    assert second == Prompt("k", "b", " ", {"x": "0"})
     rows = '{"text": "a", "id": null, "negative": null, "x": null}\n{"text": "a"}\n'
     try:
-        first, second = read_prompts(write(tmp_path, "a.jsonl", rows))
+        first, second = load_prompts(write(tmp_path, "a.jsonl", rows))
     except RecipeError as error:
         pytest.fail(f"null is not taken for an absent value: {error}")
-    assert first == {"id": second["id"][:12], "text": "a", "negative": "", "columns": {"x": None}}
+    assert first == Prompt(second.id[:12], "a", "", {"x": None})
     for name, content in {"b.jsonl": '{"text": " \\n"}\n', "b.csv": 'text,x\n" ",1\n'}.items():
         with pytest.raises(RecipeError, match=f"{name}:.: text: is missing or empty"):
-            read_prompts(write(tmp_path, name, content))
+            load_prompts(write(tmp_path, name, content))
 
 
 def test_equal_lines_are_numbered_in_linear_time(tmp_path: Path) -> None:
@@ -155,7 +154,7 @@ def test_equal_lines_are_numbered_in_linear_time(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(10)
     try:
-        names = [prompt["id"] for prompt in read_prompts(path)]
+        names = [prompt.id for prompt in load_prompts(path)]
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)

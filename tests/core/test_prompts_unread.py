@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from genrl_core import Media, Prompt, RecipeError, Reward
-from genrl_core.recipe.prompts import LISTED, unread
+from genrl_core.recipe.prompts import LISTED, PromptFile, unread
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.run.assembly import build_trainer
 from genrl_core.run.runner import run
@@ -46,7 +46,7 @@ def test_a_long_text_shows_the_end_that_is_cut(tmp_path: Path) -> None:
     rows = ["short", "b" * 300 + " and a red dog"]
     prompts = [Prompt(*pair) for pair in zip(("a", "b"), rows, strict=True)]
     path.write_text("\n\n".join(json.dumps({"text": p.text, "id": p.id}) for p in prompts))
-    _, [cut] = unread(prompts, {"reward 'r'": reader(9, cut=True)}, path)
+    _, [cut] = unread(prompts, {"reward 'r'": reader(9, cut=True)}, PromptFile(path).place)
     assert f"The longest has 314, {path}:3: 'bbb" in cut and "and a red dog'" in cut
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from genrl_core import __version__
 from genrl_core.errors import RecipeError
+from genrl_core.recipe import reader
 from genrl_core.recipe.reader import read_yaml, to_yaml
 from genrl_core.recipe.recipe import Recipe, load_recipe
 from genrl_core.registry import Registry
@@ -80,6 +81,44 @@ def test_scalar_rules(text: str) -> None:
     assert not problems
     assert value == {"a": SCALARS[text]}
     assert type(value["a"]) is type(SCALARS[text])
+
+
+def test_both_parsers_read_every_recipe_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same values at the same places, whether PyYAML has libyaml or not."""
+    texts = [
+        path.read_text() for files in Registry.discover().recipes().values() for path, _ in files
+    ]
+    assert len(texts) > 90
+    with_libyaml = [read_yaml(text, "x", Path(), []) for text in texts]
+    monkeypatch.setattr(reader, "_Loader", yaml.BaseLoader)
+    assert [read_yaml(text, "x", Path(), []) for text in texts] == with_libyaml
+
+
+@pytest.mark.parametrize("loader", ["BaseLoader", "CBaseLoader"])
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("a: 1\nb: !x 2", 2, "tags such as `!x`"),
+        ("a: !!int '3'", 1, "tags such as `!!int`"),
+        ("a: 1\nb:\n  - {a: 1, a: 2}", 3, "duplicate key; first given in line 3"),
+        ("a:\n  1: 2", 2, "keys are text, not 1"),
+        ("a: 1\nb: }", 2, "not valid YAML"),
+        ("a:\n\tb: 1", 2, "not valid YAML: found character"),
+        ("a: 1\n---\nb: 1", 2, "not valid YAML"),
+        ("\na: " + "[" * 41 + "]" * 41, 2, "not valid YAML: too many nested levels"),
+        ("\na: " + "[" * 100_000, 2, "nest"),
+        ("a: &a 1\nb: [" + "*a, " * 101 + "]", 2, "not valid YAML: too many aliases"),
+        ("a: &a [*a]", 1, "aliases repeat too much"),
+    ],
+)  # fmt: skip
+def test_both_parsers_refuse_the_same(
+    monkeypatch: pytest.MonkeyPatch, loader: str, text: str, line: int, message: str
+) -> None:
+    monkeypatch.setattr(reader, "_Loader", getattr(yaml, loader))
+    problems: list[Any] = []
+    read_yaml(text, "x", Path(), problems)
+    (problem,) = problems
+    assert problem.place == f"x:{line}" and message in problem.message
 
 
 @pytest.mark.parametrize(
@@ -356,7 +395,7 @@ MISTAKES: Mapping[str, tuple[str, str]] = {
     "bound": ("train: {num_prompts: 0}", "should be at least 1, not 0"),
     "open bound": ("train: {learning_rate: 0}", "should be greater than 0, not 0"),
     "choice": ("sampler: {schedule: cosin}", "not the text 'cosin'; did you mean `cosine`?"),
-    "too long": ("train: {adam_betas: [1.0, 2.0, 3.0]}", "should have at most 2 entries, not 3"),
+    "too long": ("train: {adam_betas: [1.0, 2.0, 3.0]}", "should have at most 2 items, not 3"),
     "entry": ("train: {adam_betas: [1.0, x]}", "2: train.adam_betas.1: should be a number, not th"),
     "union": ("policy: {label: [1]}", "policy.label: should be text, not a list, or should be a w"),
     "validator": ("train: {steps: {count: 2}}", "2: train.steps: count goes with first, last"),
@@ -377,7 +416,7 @@ MISTAKES: Mapping[str, tuple[str, str]] = {
     "tab": ("train:\n\titerations: 1", "3: not valid YAML"),
     "two documents": ("---\na: 1\n---\nb: 1", "not valid YAML"),
     "depth": ("x: " + "[" * 200 + "]" * 200, "too many nested levels"),
-    "deeper": ("x: " + "[" * 100_000, "too many nested levels"),
+    "deeper": ("x: " + "[" * 100_000, "nest"),
     "alias bomb": ("\n".join(["a: &a [x, x]"] + [
         f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]" for i in range(9)
     ]), "aliases repeat too much"),

@@ -20,7 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from genrl_core.cli.app import main
 from genrl_core.recipe.sections import SECTIONS
-from genrl_core.registry import KINDS, Registry
+from genrl_core.registration import KINDS
+from genrl_core.registry import Registry
 from genrl_core.run import checkpoint, runner
 
 PLUGIN = """

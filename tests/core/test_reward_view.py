@@ -21,8 +21,9 @@ from genrl_core.loop.objectives import group_objectives
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.views.reward import END, backprop_steps, reward_gradient
-from genrl_core.recipe.check import find_problems, resolve_views
+from genrl_core.recipe.check import find_problems
 from genrl_core.recipe.recipe import Recipe
+from genrl_core.recipe.views import resolve_views
 from genrl_core.run.assembly import build_trainer
 from genrl_core.testing import (
     SingleUpdates,

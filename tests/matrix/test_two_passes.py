@@ -15,8 +15,8 @@ from updates import called_separable, moved, one_pass, update
 from genrl_core import GenRLError, Objective
 from genrl_core.cli.matrix import Cell, requested_fields
 from genrl_core.loop.rollout import Rollout
-from genrl_core.recipe.check import resolve_views
 from genrl_core.recipe.recipe import load_recipe
+from genrl_core.recipe.views import resolve_views
 from genrl_core.testing import SingleUpdates
 
 from .conftest import REGISTRY, TOYS, name, objective_of, timed, tree_of

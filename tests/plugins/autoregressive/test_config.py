@@ -14,7 +14,7 @@ from genrl_autoregressive import (
     register_samplers,
 )
 from genrl_core import Capability, RecipeError, load_recipe
-from genrl_core.recipe.check import negotiate
+from genrl_core.recipe.check import check_recipe
 
 STEPS = {Capability.STEP_LOGP, Capability.STEP_KL, Capability.ENTROPY}
 
@@ -60,9 +60,9 @@ def test_closed_forms_are_claimed_unless_truncated():
 def test_truncated_sampling_is_refused_for_steps_and_allowed_in_evaluation():
     with pytest.raises(RecipeError, match=r"grpo needs step_logp, which token does not provide: "
                        r"top_k and top_p cut tokens off"):  # fmt: skip
-        negotiate(load_recipe("digits/grpo", ["sampler.top_k=5"]))
-    negotiate(load_recipe("digits/grpo", ["evaluate.sampler.top_k=5"]))
-    negotiate(load_recipe("digits/grpo", ["sampler.top_k=5", "objective.grpo.view=elbo"]))
+        check_recipe(load_recipe("digits/grpo", ["sampler.top_k=5"]))
+    check_recipe(load_recipe("digits/grpo", ["evaluate.sampler.top_k=5"]))
+    check_recipe(load_recipe("digits/grpo", ["sampler.top_k=5", "objective.grpo.view=elbo"]))
 
 
 def test_what_policies_give():

@@ -113,7 +113,7 @@ def test_conditional_densities_are_those_of_the_prompted_side(make_table):
 
 
 @pytest.mark.parametrize("detach", [False, True])
-def test_replayed_guidance_equals_autograd_through_the_guided_distribution(make_ids, detach):
+def test_backprop_steps_guidance_equals_autograd_through_the_guided_distribution(make_ids, detach):
     """On a real network in float64: by hand, with two forwards and a softmax."""
     policy = make_ids("llama", double=True)
     tokens = torch.tensor(list(itertools.product(range(3), repeat=3)))[5:9]

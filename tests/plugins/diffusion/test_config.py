@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from genrl_core import Capability, load_recipe
-from genrl_core.cli.display import component_row
+from genrl_core.cli.listing import component_row
 from genrl_core.recipe.check import find_problems
 from genrl_core.registry import Registry
 from genrl_diffusion import (

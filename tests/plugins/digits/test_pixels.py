@@ -7,7 +7,7 @@ import torch
 from genrl_core import Capability, Plan, Prompt, RecipeError, load_recipe
 from genrl_core.loop.settings import LoraConfig
 from genrl_core.loop.weights import WeightSets
-from genrl_core.recipe.check import negotiate
+from genrl_core.recipe.check import check_recipe
 from genrl_core.testing import check_sampler
 from genrl_diffusion import DdimConfig, FlowSdeConfig, WindowConfig
 from genrl_digits import (
@@ -189,8 +189,8 @@ def test_adapters_take_every_linear_module_but_the_value_head(config):
      ("sampler.num_inference_steps=1001", "1001 steps are more than the 1000 noise levels.*most")],
 )  # fmt: skip
 def test_check_refuses_what_a_table_of_noise_levels_cannot_do(override, said):
-    negotiate(load_recipe("digits/ddpo", ["sampler.num_inference_steps=1000"]))
+    check_recipe(load_recipe("digits/ddpo", ["sampler.num_inference_steps=1000"]))
     with pytest.raises(RecipeError, match=said):
-        negotiate(load_recipe("digits/ddpo", [override]))
+        check_recipe(load_recipe("digits/ddpo", [override]))
     if "shift" in override:
-        negotiate(load_recipe("digits/flow_grpo", [override]))
+        check_recipe(load_recipe("digits/flow_grpo", [override]))

@@ -14,7 +14,7 @@ from genrl_core.loop.plan import plan_of
 from genrl_core.loop.settings import LoraConfig
 from genrl_core.loop.views import StepsView
 from genrl_core.loop.weights import WeightSets
-from genrl_core.recipe import check as negotiate
+from genrl_core.recipe.check import check_recipe
 from genrl_core.registry import Registry
 from genrl_core.run.assembly import build_trainer
 from genrl_core.run.policies import _load
@@ -178,4 +178,4 @@ def test_ppo_trains_policy_and_head(ppo_recipe: Callable[..., Any], name: str, l
 def test_ppo_without_a_head_hears_where_it_is() -> None:
     recipe = load_recipe("digits/mask_ppo", ["policy.value_head=false"], REGISTRY)
     with pytest.raises(RecipeError, match=r"ppo needs value, .* digits_masked with value_head: t"):
-        negotiate.negotiate(recipe)
+        check_recipe(recipe)

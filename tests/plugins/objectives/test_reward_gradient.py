@@ -24,7 +24,7 @@ from genrl_core import (
 )
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.views.reward import RewardView, backprop_steps
-from genrl_core.recipe.check import negotiate
+from genrl_core.recipe.check import check_recipe
 from genrl_core.registry import Registry
 from genrl_core.run.assembly import build_trainer
 from genrl_diffusion import CpsConfig, DiffusersSolverConfig, FlowOdeConfig, FlowSdeConfig
@@ -244,7 +244,7 @@ def test_the_digits_recipes_repeat_their_samples(name: str) -> None:
 
 def refused(*overrides: str, name: str = "digits/draft") -> str:
     with pytest.raises(RecipeError) as caught:
-        negotiate(load_recipe(name, ["policy.weights=null", *overrides]))
+        check_recipe(load_recipe(name, ["policy.weights=null", *overrides]))
     return str(caught.value)
 
 
@@ -275,7 +275,7 @@ def test_a_reward_of_another_medium_does_not_hide_what_fits() -> None:
     """Rewards that have a gradient are offered by what the policy makes, not by a wrong one."""
     wrong = ["policy.weights=null", "reward.digit_classifier=null", "reward.arithmetic_correct={}"]
     with pytest.raises(RecipeError, match=r"has no gradient. Choose digit_classifier, or leave"):
-        negotiate(load_recipe("digits/draft", wrong))
+        check_recipe(load_recipe("digits/draft", wrong))
 
 
 def test_a_reward_without_a_gradient_is_refused_by_name(tmp_path: Path) -> None:
@@ -284,11 +284,11 @@ def test_a_reward_without_a_gradient_is_refused_by_name(tmp_path: Path) -> None:
     registry.add_file(tmp_path / "blind.py")
     recipe = load_recipe("digits/draft", ["policy.weights=null", "reward.ink={}"], registry)
     with pytest.raises(RecipeError) as caught:
-        negotiate(recipe)
+        check_recipe(recipe)
     said = str(caught.value)
     assert "reward.ink: reward_gradient differentiates the reward, and ink has no gradient" in said
     assert "Choose digit_classifier, or leave reward_gradient out" in said
-    negotiate(recipe.with_overrides("objective={reward_gradient: null, kl: null, sft: {}}"))
+    check_recipe(recipe.with_overrides("objective={reward_gradient: null, kl: null, sft: {}}"))
 
 
 def test_what_has_no_steps_is_refused() -> None:

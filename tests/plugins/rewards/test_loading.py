@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from genrl_core import RecipeError, load_recipe
-from genrl_core.recipe.check import negotiate
+from genrl_core.recipe.check import check_recipe
 from genrl_core.run.assembly import build_trainer
 from genrl_rewards import (
     AestheticConfig,
@@ -245,7 +245,7 @@ def test_a_recipe_is_checked_without_weights(tmp_path: Path, offline: Path, labe
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE.format(label=label, fields="{batch_size: 4, revision: abc}"))
     recipe = load_recipe(str(path))
-    negotiate(recipe)
+    check_recipe(recipe)
     assert recipe.reward[label].model_dump()["revision"] == "abc"
     path.write_text(RECIPE.format(label=label, fields="{batch_size: 0}"))
     with pytest.raises(RecipeError, match=rf"reward.{label}.batch_size"):

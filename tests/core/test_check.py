@@ -7,8 +7,9 @@ import pytest
 
 from genrl_core.errors import RecipeError, RewardError
 from genrl_core.interfaces.media import Prompt
-from genrl_core.recipe.check import find_problems, negotiate, resolve_views
+from genrl_core.recipe.check import check_recipe, find_problems
 from genrl_core.recipe.recipe import Recipe, load_recipe
+from genrl_core.recipe.views import resolve_views
 from genrl_core.registry import Registry
 
 POCKET = Path(__file__).parent / "pocket_plugin.py"
@@ -39,7 +40,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
 def test_what_fits_is_let_through(load: Load) -> None:
     recipe = load("objective.near={}", "filter.min_std=0")
-    negotiate(recipe)
+    check_recipe(recipe)
     assert find_problems(recipe) == []
 
 
@@ -158,7 +159,7 @@ def test_what_cannot_work_is_refused_with_the_way_out(load: Load, case: str) -> 
     found = [str(problem) for problem in find_problems(recipe)]
     assert any(message in line for line in found), found
     with pytest.raises(RecipeError):
-        negotiate(recipe)
+        check_recipe(recipe)
     if case not in ("neighbour", "no view", "no reward", "elbo"):
         assert len(found) == 1, found
 
@@ -223,29 +224,29 @@ def test_the_weights_of_another_policy_s_run_are_refused(tmp_path: Path) -> None
 def test_all_reasons_come_at_once(load: Load) -> None:
     recipe = load("sampler.use=drop", "reward.jury={}", "train.num_minibatches=9", "prompts=null")
     with pytest.raises(RecipeError) as error:
-        negotiate(recipe)
+        check_recipe(recipe)
     assert len(str(error.value).splitlines()) == 4
 
 
 def test_what_is_injected_is_not_judged(load: Load) -> None:
     bare = load("policy=null", "sampler=null", "reward=null")
-    negotiate(bare, policy_injected=True, sampler_injected=True, rewards_injected=True)
+    check_recipe(bare, policy_injected=True, sampler_injected=True, rewards_injected=True)
     assert len(find_problems(bare)) == 3
     assert len(find_problems(bare, policy_injected=True, sampler_injected=True)) == 1
     drop = load("sampler.use=drop")
-    negotiate(drop, sampler_injected=True)
+    check_recipe(drop, sampler_injected=True)
     assert find_problems(drop, policy_injected=True), "the sampler's own lack is still known"
 
 
 def test_a_supervised_recipe_needs_no_reward(load: Load) -> None:
-    negotiate(load("sampler.use=mint", "objective={fit: {}, clip: null}", "reward=null"))
+    check_recipe(load("sampler.use=mint", "objective={fit: {}, clip: null}", "reward=null"))
 
 
 def test_data_have_no_reward_to_learn_from(load: Load) -> None:
     """Without one every advantage is 0, and the run would train nothing and say nothing."""
     recipe = load("sampler.use=mint", "objective={fit: {}, clip: {view: elbo}}", "reward=null")
     with pytest.raises(RecipeError, match="no reward, but objective clip learns from rewards"):
-        negotiate(recipe)
+        check_recipe(recipe)
 
 
 def test_views_are_resolved_from_the_neighbours(load: Load) -> None:
@@ -278,6 +279,9 @@ def test_prompts_that_a_reward_cannot_judge_are_counted_and_the_first_is_shown(
     assert find_problems(recipe) == problems, "said once, whoever cannot judge it"
     assert find_problems(recipe, rewards_injected=True) == problems
     (tmp_path / "train.txt").write_text("tails\n")
-    assert [p.path for p in find_problems(recipe)] == ["prompts.file", "prompts.evaluate"]
+    again = recipe.with_overrides()
+    assert [p.path for p in find_problems(again)] == ["prompts.file", "prompts.evaluate"]
     (tmp_path / "train.txt").write_bytes(b"\xff\n")
-    assert [p.path for p in find_problems(recipe)] == ["prompts.evaluate"], "its reader says so"
+    unread, unfit = find_problems(recipe.with_overrides())
+    assert unread.message.endswith("train.txt:1: not UTF-8 text")
+    assert unfit.path == "prompts.evaluate"
