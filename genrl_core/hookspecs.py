@@ -83,7 +83,11 @@ def register_rewards(register: RegisterReward) -> None:
 
 @hookspec
 def register_objectives(register: "Callable[[str, type[ObjectiveConfig]], None]") -> None:
-    """Call ``register(name, config_class)`` once per objective."""
+    """Call ``register(name, config_class)`` once per objective.
+
+    A function registered here is a baseline, ``function(rewards, group)`` to what is subtracted
+    from each reward, all ``[N]``; ``advantage.baseline`` names it.
+    """
 
 
 @hookspec

@@ -23,6 +23,7 @@ from genrl_core.interfaces.configs import (
 )
 from genrl_core.interfaces.media import Media, Prompt
 from genrl_core.interfaces.reward import Reward, RewardFunction
+from genrl_core.loop.settings import BASELINES
 
 VERBS = ("ls", "show", "cp", "check", "run", "sample", "plugins")
 """GenRL's own verbs, which no plugin may take."""
@@ -69,6 +70,7 @@ class Registration:
     components: list[tuple[Kind, str, type[Component]]] = field(default_factory=list)
     recipes: list[Path] = field(default_factory=list)
     commands: list[tuple[str, Callable[..., Any]]] = field(default_factory=list)
+    baselines: list[tuple[str, Callable[..., Any]]] = field(default_factory=list)
 
     def component(self, kind: Kind, name: str, config: Any) -> None:
         base, what = KINDS[kind], f"{kind} {name!r}"
@@ -96,6 +98,20 @@ class Registration:
             raise PluginError(f"reward {name!r}: media= goes with a function; a config has its own")
         self.component("reward", name, reward)
 
+    def objective(self, name: str, objective: Any) -> None:
+        """A config class, or a function that is a baseline for ``advantage.baseline``."""
+        if not inspect.isfunction(objective):
+            self.component("objective", name, objective)
+            return
+        try:
+            inspect.signature(objective).bind(None, None)
+        except TypeError:
+            wrong = f"cannot be called as {objective.__name__}(rewards, group)"
+            raise PluginError(f"baseline {name!r}: {objective.__name__} {wrong}") from None
+        if name in BASELINES:
+            raise PluginError(f"the baseline `{name}` is GenRL's own; choose another name")
+        self.baselines.append((name, objective))
+
     def recipe_folder(self, folder: Path | str) -> None:
         if not Path(folder).is_dir():
             raise PluginError(f"recipe folder {folder} does not exist")
@@ -111,6 +127,7 @@ class Registration:
             *(f"{kind} {name}" for kind, name, _ in self.components),
             *(f"recipes in {folder}" for folder in self.recipes),
             *(f"command {name}" for name, _ in self.commands),
+            *(f"baseline {name}" for name, _ in self.baselines),
         )
 
 
@@ -127,7 +144,8 @@ def registration_of(module: ModuleType) -> Registration:
     manager.register(module)
     manager.check_pending()
     for kind, plural in PLURALS.items():
-        register = found.reward if kind == "reward" else partial(found.component, kind)
+        own = {"reward": found.reward, "objective": found.objective}
+        register = own.get(kind, partial(found.component, kind))
         getattr(manager.hook, f"register_{plural}")(register=register)
     manager.hook.register_recipes(register=found.recipe_folder)
     manager.hook.register_commands(register=found.command)

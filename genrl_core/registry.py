@@ -39,6 +39,7 @@ class Registry:
             are left out.
         plugins: every plugin that was looked at, broken ones with their reason.
         commands: verb -> command, for the command line.
+        baselines: name -> function ``(rewards, group) -> [N]``, for ``advantage.baseline``.
         recipe_folders: folders of recipes with their owners, GenRL's own first.
         files: the plugin files that were given.
     """
@@ -47,6 +48,7 @@ class Registry:
         own = Plugin("genrl_core", "genrl-core", __version__, str(Path(__file__).parent))
         self.plugins: list[Plugin] = []
         self.commands: dict[str, Callable[..., Any]] = {}
+        self.baselines: dict[str, Callable[..., Any]] = {}
         self.recipe_folders = [(folder, own) for folder in (builtin_recipes(),) if folder.is_dir()]
         self.files: list[Path] = []
         self._components: dict[Kind, dict[str, type[Component]]] = {kind: {} for kind in KINDS}
@@ -143,6 +145,9 @@ class Registry:
         for name, command in found.commands:
             self.commands.setdefault(name, command)
             self._owners.setdefault(f"command `{name}`", []).append(plugin)
+        for name, function in found.baselines:
+            self.baselines[name] = function
+            self._owners.setdefault(f"baseline `{name}`", []).append(plugin)
 
     @property
     def policies(self) -> Mapping[str, type[PolicyConfig]]:

@@ -11,6 +11,7 @@ from genrl_core.recipe.check import CheckedRecipe
 from genrl_core.recipe.problems import KeyPath
 from genrl_core.recipe.reader import to_yaml
 from genrl_core.recipe.recipe import Recipe
+from genrl_core.recipe.views import name_of_view
 from genrl_core.registration import Kind
 from genrl_core.registry import Registry
 
@@ -62,7 +63,10 @@ def one_line(checked: CheckedRecipe) -> str:
     """What a recipe combines, for ``genrl check``."""
     recipe, name_of = checked.recipe, checked.recipe.name_of
     parts = [name_of(part) for part in (recipe.policy, recipe.sampler) if part is not None]
-    objectives = [f"{name_of(c)} [{checked.views[label]}]" for label, c in recipe.objective.items()]
+    objectives = [
+        f"{name_of(config)} [{name_of_view(checked.views[label])}]"
+        for label, config in recipe.objective.items()
+    ]
     rewards = " + ".join(recipe.reward) or "no reward"
     return f"{', '.join(parts)}, {rewards}, {' + '.join(objectives)}"
 

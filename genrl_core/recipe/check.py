@@ -8,12 +8,14 @@ from genrl_core.errors import RecipeError, RewardError
 from genrl_core.interfaces.capability import MEDIA, Capability
 from genrl_core.interfaces.configs import Component, RewardConfig
 from genrl_core.interfaces.media import Prompt
+from genrl_core.loop.settings import BASELINES
 from genrl_core.recipe.problems import KeyPath, Problem, problems_of, raise_if
 from genrl_core.recipe.prompts import refused
 from genrl_core.recipe.recipe import Recipe
 from genrl_core.recipe.suggest import FROM_SAMPLER, choose, other_view, ways_to
 from genrl_core.recipe.views import View, capability_of, no_view, provided, resolve_views
 from genrl_core.recipe.weights import weights_problems
+from genrl_core.text import did_you_mean, join_names
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,12 @@ def check_numbers(recipe: Recipe) -> Iterator[Problem]:
                 f"is 1. Take at least 2, or advantage.{key}: {instead}",
                 "train", "num_generations",
             )  # fmt: skip
+    baseline, own = recipe.advantage.baseline, recipe.registry.baselines
+    if baseline not in (*BASELINES, *own):
+        known = (*BASELINES, *own)
+        hint = did_you_mean(baseline, known) or "."
+        message = f"there is no baseline `{baseline}`{hint} There are {join_names(known)}"
+        yield recipe.problem(message, "advantage", "baseline")
     if alone and recipe.filter.active:
         message = "the spread of a group of one sample is always 0, and the filter rejects it"
         yield recipe.problem(f"{message}; take at least 2", "train", "num_generations")

@@ -107,6 +107,7 @@ def _learning_parts(
         "policy": policy, "sampler": sampler, "rewards": rewards, "objectives": objectives,
         "weight_sets": weight_sets, "required": required, "rollouts": rollouts,
         "optimizer": stepping, "scheduler": build_scheduler(stepping, train), "train": train,
+        "baseline": recipe.registry.baselines.get(recipe.advantage.baseline),
         "advantage": recipe.advantage, "runtime": runtime, "seed": seed, "began_with": began_with,
     }  # fmt: skip
 
