@@ -1,10 +1,14 @@
-"""A third party's package, built and installed elsewhere, works; broken ones disturb nobody.
+"""Third parties' packages, built and installed elsewhere, work; broken ones disturb nobody.
+
+``genrl_stripes`` extends a paradigm of GenRL. ``genrl_orders`` brings a paradigm of its own, with a
+Markov sampler and one that is none, an objective, a reward and recipes.
 
 Each environment is a fresh ``python -m venv --system-site-packages``. Where the tests themselves
 run in a virtual environment, that option shows the base Python's packages and not ours, so a
 ``.pth`` file adds ours, with the hooks of editable installs.
 """
 
+import ast
 import importlib.util
 import json
 import os
@@ -19,8 +23,12 @@ from pathlib import Path
 
 import pytest
 
+import genrl_core
+import genrl_models
+
 SOURCE = Path(__file__).parent / "third_party"
 PACKAGE = SOURCE / "genrl_stripes"
+ORDERS = SOURCE / "orders"
 
 
 @dataclass(frozen=True)
@@ -65,12 +73,15 @@ class Environment:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+IGNORED = shutil.ignore_patterns("__pycache__", "conftest.py", "test_*.py", "ink.py", "orders")
+"""Of a source folder: what is not part of its distribution."""
+
+
 @pytest.fixture(scope="module")
 def stripes(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """The third party's package, built from a copy by its own pyproject, and installed."""
     folder = tmp_path_factory.mktemp("stripes")
-    ignored = shutil.ignore_patterns("__pycache__", "conftest.py", "test_*.py", "ink.py")
-    copy = shutil.copytree(SOURCE, folder / "source", ignore=ignored)
+    copy = shutil.copytree(SOURCE, folder / "source", ignore=IGNORED)
     made = Environment.create(folder / "venv")
     made.install(copy)
     shutil.rmtree(copy)
@@ -148,6 +159,141 @@ def test_it_is_formatted_at_100_columns() -> None:
     command += ["--line-length", "100", "--no-cache", str(SOURCE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- a paradigm of one's own ---
+
+
+LOSERS = '''"""The opposite objective: samples that are worse than their baseline become rarer."""
+
+from genrl_core import Batch, Objective, ObjectiveConfig, Register, hookimpl
+
+
+class Losers(Objective):
+    """``-min(A, 0) log p``."""
+
+    separable = True
+
+    def loss(self, batch: Batch):
+        return batch.reduce(-batch.advantage.clamp(max=0) * batch.log_probs, "sum"), {}
+
+
+class LosersConfig(ObjectiveConfig):
+    """Unlearns the samples that are worse than their baseline."""
+
+    def build(self) -> Objective:
+        return Losers()
+
+
+@hookimpl
+def register_objectives(register: Register) -> None:
+    register("losers", LosersConfig)
+'''
+
+
+@pytest.fixture(scope="module")
+def orders_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the other package, with one objective more: a file, and a line that names it."""
+    copy = tmp_path_factory.mktemp("orders") / "source"
+    ignored = shutil.ignore_patterns("__pycache__", "test_*.py")
+    shutil.copytree(ORDERS, copy, ignore=ignored)
+    (copy / "genrl_orders" / "losers.py").write_text(LOSERS)
+    project = copy / "pyproject.toml"
+    project.write_text(project.read_text() + 'losers = "genrl_orders.losers"\n')
+    return copy
+
+
+@pytest.fixture(scope="module")
+def orders(orders_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    made = Environment.create(tmp_path_factory.mktemp("orders") / "venv")
+    made.install(orders_source)
+    return made
+
+
+def test_one_more_objective_is_one_file_and_one_line(
+    orders_source: Path, orders: Environment
+) -> None:
+    def texts(folder: Path) -> dict[str, str]:
+        kept = {".py", ".toml", ".yaml", ".txt"}
+        files = (path for path in sorted(folder.rglob("*")) if path.suffix in kept)
+        return {str(path.relative_to(folder)): path.read_text() for path in files}
+
+    before, after = texts(ORDERS), texts(orders_source)
+    del before["test_orders.py"]
+    assert after.keys() - before.keys() == {"genrl_orders/losers.py"}
+    (changed,) = (name for name in before if before[name] != after[name])
+    assert changed == "pyproject.toml"
+    assert after[changed].removeprefix(before[changed]).count("\n") == 1
+    shelves = json.loads(orders.genrl("ls", "objectives", "--json").stdout)
+    (row,) = [row for row in shelves if row["name"] == "losers"]
+    assert row["plugin"] == "losers"
+    assert Path(row["path"]).is_relative_to(orders.packages)
+
+
+def test_a_paradigm_of_its_own_is_in_the_matrix(orders: Environment) -> None:
+    found = json.loads(orders.genrl("ls", "objectives", "--matrix", "--json").stdout)
+    cells = {
+        (c["sampler"], c["objective"], c["view"]): c for c in found if c["paradigm"] == "orders"
+    }
+    trains = {key for key, cell in cells.items() if cell["verdict"] == "trains"}
+    assert trains >= {
+        ("pick", "winners", "steps"), ("sort", "winners", "steps"), ("pick", "losers", "steps"),
+        ("pick", "grpo", "steps"), ("sort", "dpo", "elbo"), ("pick", "entropy", "steps"),
+    }  # fmt: skip
+    refused = cells["sort", "entropy", "steps"]
+    assert refused["verdict"] == "refused"
+    assert "distribution depends on those before it; take the sampler pick" in refused["reason"]
+
+
+def test_both_samplers_train_and_its_own_tests_pass(orders: Environment) -> None:
+    """Two iterations by each sampler with drift < 1e-5 are among them."""
+    tests = shutil.copy(ORDERS / "test_orders.py", orders.folder)
+    done = orders.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", tests)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 passed" in done.stdout
+
+
+PUBLIC = {
+    "genrl_core": set(genrl_core.__all__), "genrl_core.functional": None,
+    "genrl_core.testing": None, "genrl_core.runs": None, "genrl_models": set(genrl_models.__all__),
+}  # fmt: skip
+"""Module -> its public names, or None for all that have no underscore."""
+PARADIGMS = ("genrl_masked", "genrl_diffusion", "genrl_autoregressive", "genrl_objectives")
+
+
+def deep_imports(text: str) -> list[str]:
+    """What a file takes of GenRL that is not public."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.startswith("genrl_core")]
+            found += [name for name in names if name not in PUBLIC]
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            package, given = node.module.partition(".")[0], {a.name for a in node.names}
+            if package in PARADIGMS:
+                found += [node.module] if "." in node.module else []
+            elif package in ("genrl_core", "genrl_models"):
+                public = PUBLIC.get(node.module, set())
+                hidden = {name for name in given if name.startswith("_")}
+                found += sorted(hidden if public is None else given - public)
+    return found
+
+
+def test_third_parties_use_public_names_alone() -> None:
+    files = [*SOURCE.rglob("*.py"), *(Path(__file__).parent / "one_file").glob("genrl_*.py")]
+    assert len(files) > 10
+    assert {path.name: wrong for path in files if (wrong := deep_imports(path.read_text()))} == {}
+
+
+def test_what_is_not_public_is_noticed() -> None:
+    text = (
+        "import genrl_core.loop\nfrom genrl_core import Plan, Registry\nfrom . import x\n"
+        "from genrl_core.loop.plan import plan_of\nfrom genrl_masked.policy import guided\n"
+        "from genrl_core.functional import reduce, _k3\nfrom genrl_masked import MaskedPolicy\n"
+    )
+    assert deep_imports(text) == [
+        "genrl_core.loop", "Registry", "plan_of", "genrl_masked.policy", "_k3",
+    ]  # fmt: skip
 
 
 TWIN = """

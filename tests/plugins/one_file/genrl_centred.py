@@ -24,10 +24,9 @@ class CenteredDistillation(Objective):
     """
 
     needs = frozenset({"old_log_probs"})
-    separable = False
 
     def __init__(self, config: "CenteredDistillationConfig"):
-        self.view, self.config = config.view, config
+        self.config = config
 
     def loss(self, batch: Batch) -> "tuple[Tensor, dict[str, Tensor]]":
         from genrl_core.functional import group_mean, log_ratio

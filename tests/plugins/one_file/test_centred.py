@@ -6,7 +6,7 @@ from genrl_centred import CenteredDistillationConfig, DdpmLargeConfig
 
 from genrl_core import Batch, Prompt
 from genrl_core.cli.matrix import cells
-from genrl_core.registry import Registry
+from genrl_core.runs import registry
 from genrl_core.testing import check_objective, check_sampler, toys
 from genrl_diffusion import FlowSdeConfig
 from genrl_digits import DigitsDiffusionConfig
@@ -90,7 +90,7 @@ def test_the_sampler_scores_what_it_drew() -> None:
 
 def test_the_matrix_holds_both() -> None:
     """Every paradigm trains the objective, and the kernel trains what its kin trains."""
-    found = cells(Registry.discover())
+    found = cells(registry())
     mine = {cell.paradigm for cell in found if cell.objective == "crd" and cell.verdict == "trains"}
     assert mine == {"masked", "diffusion", "autoregressive"}
     verdicts = {
