@@ -75,7 +75,7 @@ class Runtime:
         Args:
             local: ``[..., b]`` on the CPU, this rank's samples in the last axis. Leading axes may
                 differ between ranks in length; the result has the largest, zeros elsewhere.
-            columns: ``[b]`` int64, the place of each among ``total``.
+            sample_index: ``[b]`` int64, the place of each among ``total``.
             total: B.
 
         Returns:

@@ -83,9 +83,7 @@ class WeightSets:
 
     @torch.no_grad()
     def ema_update(self, name: str, decay: float) -> None:
-        """Let a weight set follow: ``decay`` times its own weights plus the rest of the "
-        "current ones.
-        """
+        """Let a weight set follow: ``decay`` of its own weights, the rest of the current ones."""
         if self._lora is not None:
             self._update_adapter(name, decay)
             return

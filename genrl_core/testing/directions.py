@@ -39,7 +39,8 @@ def check_objective(
 
     Args:
         config: an objective that learns from rewards; ``view`` is one that it can be asked for.
-        policy, sampler: a toy, under weights of which it also is its own ``reference`` and ``old``.
+        policy, sampler: a toy, under weights of which it is its own ``reference`` and ``lagging``
+            too.
         seed: of the samples.
         exact: ``reward_gradient(policy)``, where it is known already.
 

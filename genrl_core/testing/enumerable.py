@@ -5,7 +5,7 @@
 ``toy_gaussian`` takes two Gaussian steps on a line (K 2, M 1); quadrature takes the sum's place.
 
 All parameters are float64 tables that start from a fixed formula. ``toy_reward`` judges any of
-them. The module is a plugin: ``Registry.discover(modules=[genrl_core.toys])`` makes the names
+them. The module is a plugin: ``Registry.discover(modules=[enumerable])`` makes the names
 usable in recipes.
 """
 

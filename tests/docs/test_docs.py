@@ -79,9 +79,7 @@ def test_every_page_is_linked_from_where_plugins_begin() -> None:
 
 def test_the_example_paradigm_is_short() -> None:
     (file,) = (b for b in blocks_of(DOCS / "writing-a-paradigm.md") if b.file == "bits.py")
-    assert len(file.text.splitlines()) <= 160
-    kernel = file.text[: file.text.index("class BitsConfig")]
-    assert len([line for line in kernel.splitlines() if line.strip()]) <= 85
+    assert len([line for line in file.text.splitlines() if line.strip()]) <= 125
 
 
 def test_the_example_sampler_is_short() -> None:
@@ -153,7 +151,7 @@ def test_the_core_is_read_in_an_hour() -> None:
     (stated,) = re.findall(r"about ([\d,]+) lines", READING.read_text())
     assert total <= 1500
     assert abs(total - int(stated.replace(",", ""))) <= 0.15 * total
-    assert len(READING.read_text().splitlines()) <= 110
+    assert len(READING.read_text().splitlines()) <= 90
 
 
 def test_every_file_that_the_pages_name_is_there() -> None:

@@ -136,9 +136,7 @@ class View(ABC):
 
 
 def filled(batch: Batch, names: Sequence[str], terms: int) -> Tensors:
-    """Fill values ``[terms, B]``: 0, and for ``log_probs`` the recorded ones where there are "
-    "any.
-    """
+    """Fill values ``[terms, B]``: 0, and for ``log_probs`` the recorded ones if there are any."""
     zero = batch.log_probs.new_zeros(terms, batch.log_probs.shape[1])
     old = batch.old_log_probs
     known = zero if old is None or old.shape != zero.shape else old
