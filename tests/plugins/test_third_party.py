@@ -24,7 +24,6 @@ from pathlib import Path
 import pytest
 
 import genrl_core
-import genrl_models
 
 SOURCE = Path(__file__).parent / "third_party"
 PACKAGE = SOURCE / "genrl_stripes"
@@ -255,7 +254,7 @@ def test_both_samplers_train_and_its_own_tests_pass(orders: Environment) -> None
 
 PUBLIC = {
     "genrl_core": set(genrl_core.__all__), "genrl_core.functional": None,
-    "genrl_core.testing": None, "genrl_core.runs": None, "genrl_models": set(genrl_models.__all__),
+    "genrl_core.testing": None, "genrl_core.runs": None, "genrl_models": None,
 }  # fmt: skip
 """Module -> its public names, or None for all that have no underscore."""
 PARADIGMS = ("genrl_masked", "genrl_diffusion", "genrl_autoregressive", "genrl_objectives")
