@@ -77,8 +77,9 @@ def core() -> Any:
 
     def with_old(name: str, **train: object) -> Any:
         learner, rollout = setting(name, **train)
-        modules = learner._weight_sets._modules
-        modules["lagging"] = modules["reference"]  # no step was taken in between
+        weight_sets = learner.learner.context.weight_sets
+        weight_sets.snapshot("lagging")  # no step was taken in between
+        weight_sets.load_state_dict(weight_sets.state_dict("reference"), "lagging")
         return learner, rollout
 
     module.setting = with_old
@@ -87,10 +88,10 @@ def core() -> Any:
 
 def enter(core: Any, proposed: Make, name: str) -> Objective:
     toy, preset, fields = CASES[name]
-    objective = proposed(preset, **fields).build()
-    if objective.view is None:
-        objective.view = "steps"
+    config = proposed(preset, **fields)
+    objective = config.build()
     core.CASES[name] = (toy, [objective], False)
+    core.VIEWS[name] = [config.view_wanted() or "steps"]
     return objective
 
 
