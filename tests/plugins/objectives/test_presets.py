@@ -305,33 +305,19 @@ def test_a_bound_in_pieces_is_preferred_like_one_in_one(proposed: Make, combined
     other = torch.randn(2, 3, 4, generator=generator).double() * present
     whole = {"view": "elbo", "beta": 0.7, "level": "sequence"}
     one = torch.ones(2, 4, dtype=torch.float64)
-    expected, _ = (
-        proposed("dpo", **whole)
-        .build()
-        .loss(
-            batch(
-                log_probs=parts.sum(1), reference=other.sum(1), step=torch.arange(2)[:, None] * one
-            )
-        )
-    )
+    in_one = batch(
+        view="elbo", log_probs=parts.sum(1), reference=other.sum(1),
+        step=torch.arange(2)[:, None] * one,
+    )  # fmt: skip
+    expected, _ = proposed("dpo", **whole).build().loss(in_one)
     step = torch.arange(2).view(2, 1, 1).expand(2, 3, 4).flatten(0, 1)
     log_probs, reference, there = parts.flatten(0, 1), other.flatten(0, 1), present.flatten(0, 1)
     if combined:
         log_probs, reference = parts.mean(0), other.mean(0)
         step, there = torch.zeros(3, 4, dtype=torch.int64), present.any(0)
-    found, _ = (
-        proposed("dpo", **whole)
-        .build()
-        .loss(
-            batch(
-                log_probs=log_probs,
-                reference=reference,
-                step=step,
-                mask=there,
-                denominator_mask=there,
-                events=there.long(),
-                weight=torch.ones_like(log_probs),
-            )
-        )
-    )
+    pieces = batch(
+        view="elbo", log_probs=log_probs, reference=reference, step=step, mask=there,
+        denominator_mask=there, events=there.long(), weight=torch.ones_like(log_probs),
+    )  # fmt: skip
+    found, _ = proposed("dpo", **whole).build().loss(pieces)
     assert float(found) == pytest.approx(float(expected), abs=1e-12)
