@@ -60,7 +60,7 @@ class PerGroup(Objective):
     separable = False
 
     def __init__(self, inner: Objective, chance: Tensor):
-        self.view, self.needs, self.mixtures = inner.view, inner.needs, inner.mixtures
+        self.needs, self.mixtures = inner.needs, inner.mixtures
         self._inner, self._chance = inner, chance
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -94,14 +94,15 @@ def finished(policy: Policy) -> tuple[Trajectory, Tensor]:
 
 
 def mean_of_groups(
-    policy: Policy, sampler: Sampler, objective: Objective, advantage: AdvantageConfig = CENTRED
+    policy: Policy, sampler: Sampler, config: ObjectiveConfig, advantage: AdvantageConfig = CENTRED
 ) -> Tensor:
-    drawn = finished(policy) if objective.view != "steps" else every_trajectory(policy, 5)
+    view = config.view_wanted()
+    drawn = finished(policy) if view != "steps" else every_trajectory(policy, 5)
     members = torch.tensor(list(itertools.product(range(len(drawn[1])), repeat=2)))
     chance = drawn[1][members].prod(1)
     return expected_update(
-        policy, sampler, {"it": (1.0, PerGroup(objective, chance))}, group_size=2,
-        advantage=advantage, weight_sets=with_slots(policy), drawn=drawn,
+        policy, sampler, {"it": (1.0, PerGroup(config.build(), chance))}, group_size=2,
+        advantage=advantage, weight_sets=with_slots(policy), drawn=drawn, views=view,
     )["table"]  # fmt: skip
 
 
@@ -177,8 +178,7 @@ def test_values_follow_the_rewards_that_their_states_lead_to(proposed: Make, ind
 def test_bounds_follow_the_expected_reward(proposed: Make, name: str, index: int) -> None:
     """On the sequence toy the bound is the likelihood, on the canvas one draw of a bound."""
     policy, sampler = toys()[index]
-    objective = proposed(name, view="elbo").build()
-    found = mean_of_groups(policy, sampler, objective)
+    found = mean_of_groups(policy, sampler, proposed(name, view="elbo"))
     likeness = cosine(found, exact_gradient(policy, sampler))
     on_policy = index == 0 and name in ("awm", "dgpo", "grpo", "gspo")
     assert likeness > (1 - 1e-9 if on_policy else 0.3)
@@ -190,21 +190,21 @@ def test_pairs_follow_the_expected_reward(proposed: Make, loss_type: str, level:
     smoothing = 0.1 if loss_type in ("robust", "exo_pair") else 0.0
     config = proposed("dpo", loss_type=loss_type, level=level, label_smoothing=smoothing)
     policy, sampler = toys()[0]
-    found = mean_of_groups(policy, sampler, config.build())
+    found = mean_of_groups(policy, sampler, config)
     assert cosine(found, exact_gradient(policy, sampler)) > 0.8
 
 
 def test_pairs_on_gaussian_steps(proposed: Make) -> None:
     policy, sampler = toys()[2]
     for fields_ in ({}, {"level": "term", "ratio_clip": 0.1}):
-        found = mean_of_groups(policy, sampler, proposed("dpo", **fields_).build())
+        found = mean_of_groups(policy, sampler, proposed("dpo", **fields_))
         assert cosine(found, exact_gradient(policy, sampler)) > 0.5
 
 
 @pytest.mark.parametrize("partner", ["lagging", "reference"])
 def test_nft_follows_the_expected_reward(proposed: Make, partner: str) -> None:
     policy, sampler = toys()[1]
-    found = mean_of_groups(policy, sampler, proposed("nft", partner=partner).build())
+    found = mean_of_groups(policy, sampler, proposed("nft", partner=partner))
     assert cosine(found, exact_gradient(policy, sampler)) > 0.3
 
 
@@ -215,7 +215,6 @@ def weighted_error(policy: Policy, sampler: Sampler, view: str, factor: Tensor) 
         needs = frozenset[str]()
 
         def __init__(self) -> None:
-            self.view = "denoising" if view == "denoising" else "elbo"
             self.mixtures = ({"current": 1.0},) if view == "denoising" else ()
 
         def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -223,7 +222,7 @@ def weighted_error(policy: Policy, sampler: Sampler, view: str, factor: Tensor) 
             return batch.reduce(factor * error, "sample_mean"), {}
 
     return expected_update(
-        policy, sampler, {"it": (1.0, Weighted())}, group_size=2, drawn=finished(policy)
+        policy, sampler, {"it": (1.0, Weighted())}, group_size=2, drawn=finished(policy), views=view
     )["table"]
 
 
@@ -240,10 +239,10 @@ def centred_rewards(policy: Policy) -> Tensor:
 def test_nft_at_the_old_weights(proposed: Make, beta: float, index: int) -> None:
     """The gradient is that of the advantage times the error, whatever beta."""
     policy, sampler = toys()[index]
-    objective = proposed("nft", beta=beta, partner="reference", advantage_clip=2.0).build()
+    config = proposed("nft", beta=beta, partner="reference", advantage_clip=2.0)
     found = expected_update(
-        policy, sampler, {"nft": (1.0, objective)}, group_size=2, advantage=CENTRED,
-        weight_sets=with_slots(policy), drawn=finished(policy),
+        policy, sampler, {"nft": (1.0, config.build())}, group_size=2, advantage=CENTRED,
+        weight_sets=with_slots(policy), drawn=finished(policy), views=config.view_wanted(),
     )["table"]  # fmt: skip
     factor = centred_rewards(policy).clamp(-2, 2)
     exact = weighted_error(policy, sampler, "denoising", factor)
@@ -256,9 +255,10 @@ def test_awm_at_the_old_weights(proposed: Make, index: int) -> None:
     """The gradient is that of minus the advantage times the bound, whatever epsilon."""
     policy, sampler = toys()[index]
     advantage = AdvantageConfig(baseline="group_mean", scale="none", clip=1.0)
+    config = proposed("awm", epsilon=0.01)
     found = expected_update(
-        policy, sampler, {"awm": (1.0, proposed("awm", epsilon=0.01).build())}, group_size=2,
-        advantage=advantage, weight_sets=with_slots(policy), drawn=finished(policy),
+        policy, sampler, {"awm": (1.0, config.build())}, group_size=2, advantage=advantage,
+        weight_sets=with_slots(policy), drawn=finished(policy), views=config.view_wanted(),
     )["table"]  # fmt: skip
     exact = weighted_error(policy, sampler, "elbo", centred_rewards(policy).clamp(-1, 1))
     assert exact.abs().max() > 1e-3
@@ -266,10 +266,11 @@ def test_awm_at_the_old_weights(proposed: Make, index: int) -> None:
 
 
 def test_sft_is_the_gradient_of_the_bound(proposed: Make) -> None:
+    config = proposed("sft")
     for policy, sampler in toys():
         found = expected_update(
-            policy, sampler, {"sft": (1.0, proposed("sft").build())}, group_size=2,
-            drawn=finished(policy),
+            policy, sampler, {"sft": (1.0, config.build())}, group_size=2,
+            drawn=finished(policy), views=config.view_wanted(),
         )["table"]  # fmt: skip
         ones = torch.ones(len(finished(policy)[1]) ** 2 * 2, dtype=torch.float64)
         exact = weighted_error(policy, sampler, "elbo", ones)
@@ -279,7 +280,6 @@ def test_sft_is_the_gradient_of_the_bound(proposed: Make) -> None:
 def test_entropy_of_the_sequence_by_hand(proposed: Make) -> None:
     policy, sampler = toys()[0]
     objective = proposed("entropy", reduce="sum").build()
-    objective.view = "steps"
     found = expected_update(
         policy, sampler, {"entropy": (1.0, objective)}, advantage=ALONE
     )["table"]  # fmt: skip
@@ -299,7 +299,6 @@ def test_kl_by_hand(proposed: Make, estimator: str) -> None:
         policy.network.table.add_(torch.arange(12, dtype=torch.float64).cos().view(4, 3))
         other = policy.network.table.log_softmax(-1)
     objective = proposed("kl", estimator=estimator, reduce="sum").build()
-    objective.view = "steps"
     found = expected_update(
         policy, sampler, {"kl": (1.0, objective)}, advantage=ALONE, weight_sets=weight_sets
     )["table"]  # fmt: skip

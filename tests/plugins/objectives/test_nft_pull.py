@@ -1,7 +1,6 @@
 """NFT's pull to the reference, made of denoising errors alone, against its closed forms."""
 
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -89,12 +88,11 @@ def test_the_pull_is_a_distance_to_the_reference(
     """Its value by sample, and its gradient as the difference that it makes to the loss."""
     policy, weight_sets = digits(paradigm)
     trajectory, corruption = drawn(paradigm, policy)
-    others = {name: partial(weight_sets.using, name) for name in ("reference", "lagging")}
     rows = torch.arange(COUNT)
 
     def loss(pull: float) -> tuple[Tensor, dict[str, Tensor]]:
         objective = proposed("nft", pull=pull, partner=partner).build()
-        view = DenoisingView(policy, trajectory, corruption, 1, objective.mixtures, others)
+        view = DenoisingView(policy, trajectory, corruption, 1, objective.mixtures, weight_sets)
         return objective.loss(batch_of(view.evaluate(torch.zeros_like(rows), rows)))
 
     picked = {name: tensor[0] for name, tensor in corruption.items()}

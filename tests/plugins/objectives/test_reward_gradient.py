@@ -22,7 +22,9 @@ from genrl_core import (
     load_recipe,
     select_rows,
 )
+from genrl_core.loop.objectives import build_objectives, required_weights
 from genrl_core.loop.plan import plan_of
+from genrl_core.loop.settings import WeightsConfig
 from genrl_core.loop.views.reward import RewardView, backprop_steps
 from genrl_core.recipe.check import check_recipe
 from genrl_core.registry import Registry
@@ -88,14 +90,20 @@ def test_odd_fields_are_refused(given: dict[str, Any], said: str) -> None:
 
 
 def test_configs_say_who_draws() -> None:
-    """``draws_with`` of a config, which ``check`` reads, is ``draw_with`` of what it builds."""
+    """``draws_with`` of a config, which ``check`` reads, is what draws in a run; no objective says
+    another thing.
+    """
     proposals = {"epsilon": 0.1, "cap": 2.0}
     for name, schema in OBJECTIVES.items():
         required = [n for n, field in schema.model_fields.items() if field.is_required()]
         extras = {n: schema.model_fields[n].json_schema_extra for n in required}
         given = {n: (e or proposals)["propose"] for n, e in extras.items() if isinstance(e, dict)}
         config = schema.model_validate(given)
-        assert config.draws_with() == config.build().draw_with, name
+        view = config.view_wanted() or config.compatible_views()[0]
+        groups = build_objectives({name: config}, {name: view})
+        required = required_weights(groups, [config.draws_with()], WeightsConfig())
+        assert required.drawing == config.draws_with(), name
+        assert (required.drawing == "lagging") == (name == "nft"), name
 
 
 # The classifier's gradient

@@ -22,6 +22,7 @@ from genrl_core import (
     Sampler,
     Tensors,
     Trajectory,
+    Transition,
     load_recipe,
 )
 from genrl_core.run.assembly import build_trainer
@@ -64,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class SamplerBackprop(Sampler):
+class Recorded(Sampler):
     """Gives the recorded trajectory back, whatever it is asked for, and scores like ``token``."""
 
     def __init__(self, known: Trajectory, scorer: Sampler):
@@ -74,8 +75,10 @@ class SamplerBackprop(Sampler):
         assert len(plan) == len(self._known)
         return self._known
 
-    def score(self, policy: Policy, trajectory: Trajectory, *rows: Any) -> Any:
-        return self._scorer.score(policy, trajectory, *rows)
+    def densities(
+        self, policy: Policy, trajectory: Trajectory, k: Tensor, b: Tensor
+    ) -> tuple[Transition, Tensors]:
+        return self._scorer.densities(policy, trajectory, k, b)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,7 @@ def ours(folder: Path, rollout: Trajectory, loss: str, prompts: Path) -> dict[st
         },
     })  # fmt: skip
     trainer = build_trainer(
-        recipe, sampler=SamplerBackprop(rollout, scorer()), rewards={"table": Rewards()},
+        recipe, sampler=Recorded(rollout, scorer()), rewards={"table": Rewards()},
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0),
     )  # fmt: skip
     record = trainer.step()
