@@ -100,12 +100,12 @@ def check_paradigm(recipe: Recipe) -> Iterator[Problem]:
     if policy is None or sampler is None:
         return
     paradigm, made, supervised = policy.paradigm, policy.provides() & MEDIA, sampler.supervised
-    samplers, names = recipe.registry.samplers, [*map(recipe.name_of, (sampler, policy))]
+    samplers = recipe.registry.samplers
+    own, others = recipe.name_of(sampler), recipe.name_of(policy)
     if paradigm != sampler.paradigm:
         way = choose(samplers, lambda c: (c.paradigm, c.supervised) == (paradigm, supervised))
         yield recipe.problem(
-            f"{names[0]} draws from {sampler.paradigm} policies, but {names[1]} is {paradigm}. "
-            f"{way}",
+            f"{own} draws from {sampler.paradigm} policies, but {others} is {paradigm}. {way}",
             "sampler",
         )
         return
@@ -114,7 +114,7 @@ def check_paradigm(recipe: Recipe) -> Iterator[Problem]:
     if sampler.data_kind is not None and sampler.data_kind not in made:
         way = choose(samplers, lambda c: c.paradigm == paradigm and c.data_kind in made)
         yield recipe.problem(
-            f"{names[0]} returns data of the kind {sampler.data_kind.value}, but {names[1]} makes "
+            f"{own} returns data of the kind {sampler.data_kind.value}, but {others} makes "
             f"{_media(made)}. {way}",
             "sampler",
         )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from genrl_core.errors import RecipeError
 from genrl_core.text import did_you_mean, format_value, join_names
@@ -20,8 +20,7 @@ def dotted(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
-@dataclass(frozen=True)
-class SourceLocation:
+class SourceLocation(NamedTuple):
     """Where something was written.
 
     Attributes:

@@ -20,7 +20,7 @@ from genrl_core.interfaces.configs import (
 )
 from genrl_core.loop.settings import AdvantageConfig, FilterConfig, TrainConfig, WeightsConfig
 from genrl_core.recipe.overrides import apply_overrides, parse_overrides
-from genrl_core.recipe.problems import KeyPath, Problem, SourceLocation, dotted, raise_if
+from genrl_core.recipe.problems import KeyPath, Problem, SourceLocation, raise_if
 from genrl_core.recipe.prompts import PromptFile
 from genrl_core.recipe.reader import to_yaml
 from genrl_core.recipe.resolve import SECTION_SCHEMAS, resolve
@@ -82,7 +82,7 @@ class Recipe:
 
     def problem(self, message: str, *path: str | int) -> Problem:
         """A problem of the value at ``path``, with its line."""
-        return Problem(self.place(*path), dotted(path), message)
+        return RecipeTree({}, self.locations).problem(message, *path)
 
     def name_of(self, config: Component) -> str:
         """The name under which the class of a config is registered."""

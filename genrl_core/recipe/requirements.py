@@ -21,7 +21,7 @@ def check_requirements(
     """Check `requires`, and return it with the versions of whatever the recipe uses now."""
     given = tree.get("requires") or []
     if not isinstance(given, list) or not all(isinstance(item, str) for item in given):
-        problems.append(tree.problem(("requires",), "should be a list such as [genrl-core>=0.1]"))
+        problems.append(tree.problem("should be a list such as [genrl-core>=0.1]", "requires"))
         return []
     specifiers: dict[str, SpecifierSet] = {}
     for i, item in enumerate(given):
@@ -29,11 +29,11 @@ def check_requirements(
             requirement = Requirement(item)
         except InvalidRequirement:
             message = f"`{item}` is no requirement such as genrl-core>=0.1"
-            problems.append(tree.problem(("requires", i), message))
+            problems.append(tree.problem(message, "requires", i))
             continue
         name = canonicalize_name(requirement.name)
         if message := _unmet(requirement, item):
-            problems.append(tree.problem(("requires", i), message))
+            problems.append(tree.problem(message, "requires", i))
         specifiers[name] = specifiers.get(name, SpecifierSet()) & requirement.specifier
     used = {owner.distribution: owner.version for owner in owners if owner.distribution}
     for distribution, version in {**used, "genrl-core": __version__}.items():

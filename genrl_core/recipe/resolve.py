@@ -99,7 +99,7 @@ def _with_mappings(tree: RecipeTree, problems: list[Problem]) -> RecipeTree:
 
 def _no_mapping(tree: RecipeTree, path: KeyPath) -> Problem:
     what = format_value(tree.get(*path))
-    return tree.problem(path, f"should be a mapping (`key: value`), not {what}")
+    return tree.problem(f"should be a mapping (`key: value`), not {what}", *path)
 
 
 def _look_up(tree: RecipeTree, registry: Registry, problems: list[Problem]) -> dict[KeyPath, Found]:
@@ -112,20 +112,20 @@ def _look_up(tree: RecipeTree, registry: Registry, problems: list[Problem]) -> d
         fields = tree.get(*path)
         if not isinstance(fields, dict):
             what = f"should be a mapping such as {{use: NAME}}, not {format_value(fields)}"
-            problems.append(tree.problem(path, what))
+            problems.append(tree.problem(what, *path))
             continue
         name = fields.get("use", path[-1] if len(path) > 1 else None)
         if not isinstance(name, str):
             known = join_names(registry.names(kind))
             wrong = "is missing" if name is None else f"should be a name, not {format_value(name)}"
             message = f"{wrong}: which {kind}? Registered: {known}"
-            problems.append(tree.problem((*path, "use"), message))
+            problems.append(tree.problem(message, *path, "use"))
             continue
         try:
             schema = registry.get(kind, name)
         except PluginError as error:
             here = (*path, "use") if "use" in fields else path
-            problems.append(tree.problem(here, str(error)))
+            problems.append(tree.problem(str(error), *here))
             continue
         given = {key: value for key, value in fields.items() if key != "use"}
         found[path] = Found(kind, name, schema, given)
@@ -155,7 +155,7 @@ def _with_presets(
                     one, other = format_value(chosen), format_value(value)
                     both = f"{one} ({first}) or {other} ({objective})"
                     message = f"objectives disagree: {both}; state `{section}.{key}` in the recipe"
-                    problems.append(tree.problem((section, key), message))
+                    problems.append(tree.problem(message, section, key))
         values[section] = stated | {key: value for key, (_, value) in preset.items()}
         for key, (objective, _) in preset.items():
             locations[section, key] = SourceLocation(f"default of {objective}")
@@ -166,7 +166,7 @@ def _refuse_unknown(validator: Validator) -> None:
     tree = validator.tree
     for name in tree.values.keys() - {*SECTION_NAMES, "requires"}:
         message = validator.unknown(name, (*SECTION_NAMES, "extends", "requires"), ())
-        validator.problems.append(tree.problem((name,), message))
+        validator.problems.append(tree.problem(message, name))
 
 
 def _evaluation(

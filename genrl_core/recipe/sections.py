@@ -1,11 +1,13 @@
 """The other sections of a recipe (prompts, evaluate, save, run), and all of them by name."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from genrl_core.interfaces.configs import NEUTRAL, Count, NonNegative, Schema
 from genrl_core.loop.settings import AdvantageConfig, FilterConfig, TrainConfig, WeightsConfig
+from genrl_core.text import format_value
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
@@ -13,6 +15,13 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 def _neutral(default: Any, description: str) -> Any:
     """A field that a resume may change, since it cannot change what is trained."""
     return Field(default, description=description, json_schema_extra=NEUTRAL)
+
+
+def _run_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
+        what = "up to 128 letters, digits, `.`, `_` or `-`, beginning with a letter or digit"
+        raise ValueError(f"should be {what}; not {format_value(name)}")
+    return name
 
 
 class PromptsConfig(Schema):
@@ -56,7 +65,7 @@ class SaveConfig(Schema):
 class RunConfig(Schema):
     """The run itself."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = _neutral(
+    name: Annotated[str, AfterValidator(_run_name)] | None = _neutral(
         None, "name of the run folder; silent: the recipe's name, numbered"
     )
     seed: NonNegativeInt = Field(0, description="the seed of every random stream")

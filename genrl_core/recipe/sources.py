@@ -69,7 +69,7 @@ class RecipeFiles:
             try:
                 path = self._path_of(name, child.tree.location("extends").folder, below)
             except (RecipeError, PluginError) as error:
-                problems.append(child.tree.problem(("extends",), str(error)))
+                problems.append(child.tree.problem(str(error), "extends"))
                 raise ProblemsError(problems) from None
             try:
                 parent = self.read(path, below)

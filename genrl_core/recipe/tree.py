@@ -1,7 +1,7 @@
 """A recipe's tree of plain values with where each was written, and one tree laid over another."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class RecipeTree:
             path = path[:-1]
         return self.locations.get(path, SourceLocation("recipe"))
 
-    def problem(self, path: KeyPath, message: str) -> Problem:
+    def problem(self, message: str, *path: str | int) -> Problem:
         """A problem of the value at ``path``, with its line."""
         return Problem(str(self.location(*path)), dotted(path), message)
 
@@ -60,15 +60,13 @@ def value_at(value: Any, path: Sequence[str | int]) -> Any:
     return value
 
 
-def paths_in(value: Any, above: KeyPath = ()) -> Iterator[KeyPath]:
+def paths_in(value: Any, above: KeyPath = ()) -> list[KeyPath]:
     """The key path of a value and of everything in it."""
-    yield above
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from paths_in(inner, (*above, key))
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from paths_in(inner, (*above, i))
+    found = [above]
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            found += paths_in(inner, (*above, key))
+    return found
 
 
 def is_component(path: KeyPath) -> bool:
@@ -103,7 +101,7 @@ def merge(parent: RecipeTree, child: RecipeTree, problems: list[Problem]) -> Rec
                 result[key] = combine(old.get(key), value, here)
             elif result.pop(key, missing) is missing:
                 message = "is empty; write `{}` to use it as it is (null removes one)"
-                problems.append(child.problem(here, message))
+                problems.append(child.problem(message, *here))
         return result
 
     missing = object()

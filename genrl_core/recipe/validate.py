@@ -10,11 +10,8 @@ from pydantic_core import ErrorDetails
 from genrl_core.interfaces.configs import SamplerConfig, Schema
 from genrl_core.recipe.problems import KeyPath, Problem, dotted, pydantic_message, unknown_key
 from genrl_core.recipe.tree import RecipeTree
-from genrl_core.text import format_value
 
 S = TypeVar("S", bound=Schema)
-
-_RUN_NAME = "should be up to 128 letters, digits, `.`, `_` or `-`, beginning with a letter or digit"
 
 
 class Validator:
@@ -47,7 +44,7 @@ class Validator:
                     messages.setdefault(where, []).append(message)
             for where, found in messages.items():
                 message = ", or ".join(dict.fromkeys(found))
-                self.problems.append(self.tree.problem((*path, *where), message))
+                self.problems.append(self.tree.problem(message, *path, *where))
             return None
 
     def sampler_with(
@@ -79,8 +76,6 @@ class Validator:
             meaning = f": {field.description}" if field and field.description else ""
             above = dotted((*path, *where[:-1]))
             return f"is missing{meaning}. Add `{key}: {self._proposed(field)}` under `{above}`"
-        if (*path, *where) == ("run", "name") and kind == "string_pattern_mismatch":
-            return f"{_RUN_NAME}; not {format_value(details['input'])}"
         return pydantic_message(details)
 
     def _proposed(self, field: Any) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from genrl_core import load_recipe
 from genrl_core.recipe.check import find_problems
-from genrl_core.recipe.prompts import read_prompts
+from genrl_core.recipe.prompts import load_prompts
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_prompts_that_the_policy_cannot_take_are_found_before_anything_is_built(
 ) -> None:
     """Each by file and line: the first step that draws it would be late to learn of it."""
     given = load_recipe(recipe)
-    good = read_prompts(given.prompts.file)[0]["text"]
+    good = load_prompts(given.prompts.file)[0].text
     assert not find_problems(given)
     path = tmp_path / "mine.txt"
     path.write_text("\n".join([good, *bad]) + "\n")
