@@ -1,6 +1,4 @@
-"""Which network evaluations of a sample are trained, and with what weight (computational "
-"reduction).
-"""
+"""Which network evaluations of a sample are trained, and with what weight."""
 
 import torch
 from torch import Tensor

@@ -38,9 +38,9 @@ Weights = Literal["last", "ema", "lagging"] | int
 """Which weights of a run: of its newest checkpoint, their average, or those after an iteration."""
 
 
-def registry() -> Registry:
-    """Everything that the installed plugins registered."""
-    return Registry.discover()
+def registry(files: Sequence[str | Path] = ()) -> Registry:
+    """Everything that the installed plugins registered, and the plugin ``files``."""
+    return Registry.discover(files)
 
 
 def open_run(folder: str | Path, registry: Registry | None = None) -> "Run":
@@ -72,9 +72,7 @@ class Run:
         return read_jsonl(self.folder / "metrics.jsonl")[0]
 
     def events(self) -> list[dict[str, Any]]:
-        """Warnings, checkpoints and evaluations, with ``time``, ``iteration``, ``kind``, "
-        "``message``.
-        """
+        """Warnings, checkpoints, evaluations: ``time``, ``iteration``, ``kind`` and ``message``."""
         return read_jsonl(self.folder / "events.jsonl")[0]
 
     def samples(self) -> dict[int, list[dict[str, Any]]]:
