@@ -11,9 +11,8 @@ from genrl_core.loop.settings import StepsConfig
 def choose_evals(config: StepsConfig, num_evals: int, streams: Streams) -> tuple[Tensor, Tensor]:
     """The evaluations of every sample that are trained, and their importance.
 
-    ``first`` and ``last`` are the contiguous halves of Mask-GRPO's computational reduction
-    (arXiv 2510.13418,
-    section 3.4). ``random`` draws ``count`` of K evaluations without replacement,
+    ``first`` and ``last`` are the contiguous halves of Mask-GRPO's computational reduction (arXiv
+    2510.13418, section 3.4). ``random`` draws ``count`` of K evaluations without replacement,
     ``stratified`` one from each of ``count`` contiguous strata; both draw anew per sample.
 
     Args:
@@ -23,8 +22,7 @@ def choose_evals(config: StepsConfig, num_evals: int, streams: Streams) -> tuple
 
     Returns:
         chosen ``[K, B]`` bool, and weight ``[K, B]`` float32: 1, or with ``importance`` the
-        inverse of the probability of being chosen, so that the expected weight of an evaluation is
-        1.
+        inverse of the probability of being chosen, so that the expected weight of one is 1.
 
     Raises:
         RecipeError: ``count`` exceeds K.
