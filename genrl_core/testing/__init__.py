@@ -11,9 +11,8 @@ from genrl_core.testing.enumerable import (
     ToyReward,
     ToySequence,
     ToySequenceSampler,
-    every_trajectory,
-    follow,
 )
+from genrl_core.testing.trajectories import every_trajectory, follow
 from genrl_core.testing.update import SingleUpdates, learner_for, rollout_of
 
 __all__ = [

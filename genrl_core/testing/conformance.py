@@ -24,8 +24,8 @@ from genrl_core.testing.enumerable import (
     ToyReward,
     ToySequence,
     ToySequenceSampler,
-    every_trajectory,
 )
+from genrl_core.testing.trajectories import every_trajectory
 from genrl_core.testing.update import learner_for, rollout_of
 
 

@@ -17,7 +17,8 @@ from genrl_core.loop.plan import plan_of
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig
 from genrl_core.loop.weights import WeightSets
-from genrl_core.testing.enumerable import ToyReward, every_trajectory
+from genrl_core.testing.enumerable import ToyReward
+from genrl_core.testing.trajectories import every_trajectory
 from genrl_core.testing.update import learner_for, rollout_of
 
 GROUPS, SIZE = 128, 8

@@ -85,9 +85,10 @@ def load_parts(source: str, revision: str | None, dtype: torch.dtype) -> Parts:
     for frozen in (vqvae, text_encoder):
         frozen.requires_grad_(requires_grad=False)
     parts = Parts(transformer, vqvae, text_encoder, tokenizer, mask_id)
-    if misfits := _misfits(parts):
+    if conflicts := _conflicts(parts):
         raise RecipeError(
-            f"policy.weights: the parts in {folder} do not belong together: {'; '.join(misfits)}. "
+            f"policy.weights: the parts in {folder} do not belong together: {'; "
+            f"'.join(conflicts)}. "
             f"Take all of them from one model, as {EXAMPLE} has them"
         )
     return parts
@@ -155,7 +156,7 @@ def _told(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _misfits(parts: Parts) -> list[str]:
+def _conflicts(parts: Parts) -> list[str]:
     """Sizes that one part expects and another does not have."""
     network, vqvae = parts.transformer.config, parts.vqvae.config
     text = parts.text_encoder.config

@@ -9,7 +9,7 @@ from itertools import combinations, permutations, product
 from typing import Any
 
 from genrl_core import GenRLError, Prompt, RewardError
-from genrl_shapes.world import COLOURS, RELATIONS, SHAPES, Request, Wish
+from genrl_shapes.world import COLOURS, RELATIONS, SHAPES, Request, Wanted
 
 CATEGORIES = ("single", "two", "counting", "colours", "position", "attribution")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -45,13 +45,14 @@ def text_of(request: Request) -> str:
 def requests(category: str) -> tuple[Request, ...]:
     """Every request of a category, in a fixed order."""
     pairs = list(permutations(SHAPES, 2))
-    wishes: dict[str, list[tuple[Wish, ...]]] = {
-        "single": [(Wish(s),) for s in SHAPES],
-        "two": [(Wish(a), Wish(b)) for a, b in pairs],
-        "counting": [(Wish(s),) * n for s, n in product(SHAPES, NUMBERS)],
-        "colours": [(Wish(s, c),) for s, c in product(SHAPES, COLOURS)],
+    wishes: dict[str, list[tuple[Wanted, ...]]] = {
+        "single": [(Wanted(s),) for s in SHAPES],
+        "two": [(Wanted(a), Wanted(b)) for a, b in pairs],
+        "counting": [(Wanted(s),) * n for s, n in product(SHAPES, NUMBERS)],
+        "colours": [(Wanted(s, c),) for s, c in product(SHAPES, COLOURS)],
         "attribution": [
-            (Wish(a, c), Wish(b, d)) for (a, b), (c, d) in product(pairs, permutations(COLOURS, 2))
+            (Wanted(a, c), Wanted(b, d))
+            for (a, b), (c, d) in product(pairs, permutations(COLOURS, 2))
         ],
     }
     if category == "position":

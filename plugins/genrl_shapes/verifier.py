@@ -103,7 +103,8 @@ def dense(seen: Seen, request: Request) -> float:
 
 def credit(things: Sequence[Thing], request: Request) -> float:
     """The share of what is asked that is there, by the assignment of objects to wishes that is best
-    for the prompt, no object twice: the mean of ``Wish.credit``, with the relation as one more part
+    for the prompt, no object twice: the mean of ``Wanted.credit``, with the relation as one more
+    part
     (1 where both of its objects are there and stand so).
     """
     wishes = request.wishes

@@ -57,7 +57,7 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Wish:
+class Wanted:
     """An object that a prompt asks for; without a colour any will do."""
 
     shape: str
@@ -82,7 +82,7 @@ class Request:
     """
 
     category: str
-    wishes: tuple[Wish, ...]
+    wishes: tuple[Wanted, ...]
     relation: str = ""
 
 

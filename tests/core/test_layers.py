@@ -29,7 +29,7 @@ PUBLIC_MODULES = {"functional", "testing", "runs"}
 PUBLIC = {"genrl_core", *(f"genrl_core.{name}" for name in PUBLIC_MODULES)}
 NAMES = {*genrl_core.__all__, *PUBLIC_MODULES}
 
-RANKS = tuple(f"genrl_core/{p}.py" for p in ("loop/distributed", "run/trackers", "run/checkpoint"))
+RANKS = tuple(f"genrl_core/{p}.py" for p in ("loop/distributed", "run/trackers", "run/optimizer"))
 DOORS = {
     "torch.distributed": RANKS,
     "accelerate": RANKS,

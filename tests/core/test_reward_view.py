@@ -202,19 +202,19 @@ def setting(members: Sequence[Viewed], **train: object) -> tuple[SingleUpdates, 
     return learner, rollout
 
 
-def backprop_steps(**fields: object) -> Viewed:
+def replayed(**fields: object) -> Viewed:
     return "reward", objective(**fields)
 
 
 CASES: dict[str, list[Viewed]] = {
-    "last": [backprop_steps()],
-    "all": [backprop_steps(steps=2)],
-    "random_steps": [backprop_steps(steps=2, random_steps=True)],
-    "preview": [backprop_steps(stop="random", stop_range=[0, 2])],
-    "margin": [backprop_steps(steps=2, margin=0.4)],
+    "last": [replayed()],
+    "all": [replayed(steps=2)],
+    "random_steps": [replayed(steps=2, random_steps=True)],
+    "preview": [replayed(stop="random", stop_range=[0, 2])],
+    "margin": [replayed(steps=2, margin=0.4)],
     "coupled": [("reward", Coupled())],
-    "two_replays": [backprop_steps(), backprop_steps(steps=2, margin=0.4), ("reward", Coupled())],
-    "with_grpo": [backprop_steps(steps=2), ("steps", GrpoConfig(epsilon=0.1).build())],
+    "two_replays": [replayed(), replayed(steps=2, margin=0.4), ("reward", Coupled())],
+    "with_grpo": [replayed(steps=2), ("steps", GrpoConfig(epsilon=0.1).build())],
 }
 
 
@@ -242,7 +242,7 @@ def test_two_passes_equal_one_whatever_the_chunks(name: str, rows: int) -> None:
 
 def test_random_steps_are_the_mean_over_the_samples_own() -> None:
     """The first step's slope comes from the samples that drew K = 2 alone."""
-    learner, rollout = setting([backprop_steps(steps=2, random_steps=True)])
+    learner, rollout = setting([replayed(steps=2, random_steps=True)])
     steps, stop = backprop_steps(SamplerBackprop(2, random_steps=True), rollout.streams("replay/0"))
     assert set(steps.tolist()) == {1, 2}
     assert set(stop.tolist()) == {END}
@@ -256,7 +256,7 @@ def test_random_steps_are_the_mean_over_the_samples_own() -> None:
 
 def test_update_is_the_difference_quotient_of_what_is_drawn() -> None:
     """Nothing of the view on this side: rewards of rollouts under weights moved by hand."""
-    learner, rollout = setting([backprop_steps(steps=2)])
+    learner, rollout = setting([replayed(steps=2)])
     policy = ToyGaussian()
     start = policy_of(learner).network.table.detach().clone()
 
@@ -299,7 +299,7 @@ class Double(ToyReward):
 
 
 def test_rewards_are_weighted_and_left_out_where_they_do_not_apply() -> None:
-    learner, rollout = setting([backprop_steps(steps=2)])
+    learner, rollout = setting([replayed(steps=2)])
     absent = torch.zeros_like(rollout.reward)
     absent[4:9] = torch.nan
     other = Double()
@@ -320,11 +320,11 @@ def test_rewards_are_weighted_and_left_out_where_they_do_not_apply() -> None:
 
 
 def test_samples_that_are_filtered_out_move_nothing() -> None:
-    learner, rollout = setting([backprop_steps(steps=2)])
+    learner, rollout = setting([replayed(steps=2)])
     valid = rollout.group < 2
     found = update(learner, replace(rollout, valid=valid))
     kept = rollout.parts[0].select(valid[:12].nonzero().flatten())
-    alone, _ = setting([backprop_steps(steps=2)])
+    alone, _ = setting([replayed(steps=2)])
     part = replace(
         rollout_of(rollout.trajectory.select(valid.nonzero().flatten()), rollout.reward[valid],
                    kept.group), parts=(kept,), on_policy=False)  # fmt: skip
@@ -334,7 +334,7 @@ def test_samples_that_are_filtered_out_move_nothing() -> None:
 def test_objectives_of_two_views_add_up() -> None:
     """With GRPO and the KL to the reference in one recipe: the sum of their own updates."""
     kl = KlConfig(estimator="k2").build()
-    parts = [backprop_steps(steps=2), ("steps", GrpoConfig(epsilon=0.1).build()), ("steps", kl)]
+    parts = [replayed(steps=2), ("steps", GrpoConfig(epsilon=0.1).build()), ("steps", kl)]
     found = []
     for members in (parts, *([each] for each in parts)):
         learner, rollout = setting(members)
@@ -429,7 +429,7 @@ def test_a_broken_gradient_is_named(gradient: Callable[[Tensor], Tensor] | None,
 
 
 def test_a_reward_that_is_not_finite_skips_the_step() -> None:
-    learner, rollout = setting([backprop_steps()])
+    learner, rollout = setting([replayed()])
     odd = {"odd": (1.0, Odd(lambda x: x.flatten() / 0))}
     learner.learner.context = replace(learner.learner.context, rewards=odd)
     _, problem = learner.learn(rollout, 0, 0)

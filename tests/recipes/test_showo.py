@@ -21,7 +21,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from genrl_core.loop import evaluate as evaluation
 from genrl_core.loop.advantage import advantages
 from genrl_core.recipe.recipe import Recipe, load_recipe
-from genrl_core.run import runner
+from genrl_core.run import runner, sampling
 from genrl_core.run.assembly import build_trainer
 
 # The builders of those tests, and two of their fixtures.

@@ -14,7 +14,7 @@ from genrl_core import GenRLError, Prompt, RewardError
 from genrl_core.recipe.prompts import load_prompts
 from genrl_shapes import grammar, prompts, tokens, world
 from genrl_shapes.grammar import CATEGORIES, HELD_COLOURS, HELD_COUNTS, HELD_PAIRS
-from genrl_shapes.world import COLOURS, RELATIONS, SHAPES, Request, Thing, Wish
+from genrl_shapes.world import COLOURS, RELATIONS, SHAPES, Request, Thing, Wanted
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "recipes" / "shapes" / "prompts"
@@ -51,16 +51,16 @@ def test_how_many_requests_there_are():
 @pytest.mark.parametrize(
     ("request_", "text"),
     [
-        (Request("single", (Wish("cross"),)), "a cross"),
-        (Request("two", (Wish("cross"), Wish("circle"))), "a cross and a circle"),
-        (Request("counting", (Wish("cross"),) * 3), "three crosses"),
-        (Request("colours", (Wish("square", "red"),)), "a red square"),
+        (Request("single", (Wanted("cross"),)), "a cross"),
+        (Request("two", (Wanted("cross"), Wanted("circle"))), "a cross and a circle"),
+        (Request("counting", (Wanted("cross"),) * 3), "three crosses"),
+        (Request("colours", (Wanted("square", "red"),)), "a red square"),
         (
-            Request("position", (Wish("circle"), Wish("square")), "left of"),
+            Request("position", (Wanted("circle"), Wanted("square")), "left of"),
             "a circle left of a square",
         ),
         (
-            Request("attribution", (Wish("circle", "red"), Wish("square", "blue"))),
+            Request("attribution", (Wanted("circle", "red"), Wanted("square", "blue"))),
             "a red circle and a blue square",
         ),
     ],
@@ -122,7 +122,7 @@ def test_scenes_have_what_is_asked_and_no_more():
 
 def test_scenes_are_uniform_over_places_and_colours():
     generator = np.random.default_rng(1)
-    two = Request("position", (Wish("circle"), Wish("square")), "above")
+    two = Request("position", (Wanted("circle"), Wanted("square")), "above")
     drawn = [world.scene_of(two, generator.random(8).tolist()) for _ in range(2700)]
     places = {}
     for a, b in drawn:
@@ -132,7 +132,7 @@ def test_scenes_are_uniform_over_places_and_colours():
     assert chisquare(list(places.values())).pvalue > 1e-3
     colours = [COLOURS.index(a.colour) * 4 + COLOURS.index(b.colour) for a, b in drawn]
     assert chisquare(np.bincount(colours, minlength=16)).pvalue > 1e-3
-    four = Request("counting", (Wish("circle"),) * 4)
+    four = Request("counting", (Wanted("circle"),) * 4)
     cells = [t for _ in range(900) for t in world.scene_of(four, generator.random(8).tolist())]
     counts = np.bincount([int(t.y // 10 * 3 + t.x // 10) for t in cells], minlength=9)
     assert chisquare(counts).pvalue > 1e-3
