@@ -28,24 +28,28 @@ class Metric:
 class Batch:
     """All that an objective sees: the whole optimizer batch of all ranks, as numbers.
 
-    ``[T, B]``, always: log_probs, events, step, mask, weight, scale, advantage, and
-    ``denominator_mask``, bool: the terms that denominators count. In the view ``steps`` also
-    old_log_probs and duration, the share 0 to 1 of the process's time that a step covers (1 where
-    unknown). Where asked for: old_log_probs, reference, kl_reference, kl_behavior, entropy, value,
-    old_value. ``kl_reference`` is KL(current || reference),
-    ``kl_behavior`` KL(behavior || current),
-    in nats; the behavior weights are those that drew the samples.
-    ``[B]``: reward, group, valid.
-    ``view``: the name of the view that filled the batch.
-    ``errors``: for the view ``denoising``, one ``[T, B]`` per mixture that the objective asked for.
-    ``error_weights``: beside each of them where asked for, constant: what makes of the error the
-    mean squared error of the clean sample over its mean absolute one.
-    ``draw_weight``: ``[D, B]``, for an ELBO whose draws are combined into one term.
-    ``reward`` is the one that ``advantage.combine`` makes of several; so is
-    ``differentiable_reward``, ``[1, B]`` for the view ``reward``, of the samples as they are drawn
-    again; ``log_probs`` is 0 there.
-    ``view``: which view of the rollout the numbers are: steps, elbo, denoising or reward.
+    Shapes are ``[T, B]`` (terms, samples) unless said otherwise; log-densities and KL in nats.
     Entries outside ``mask`` hold the recorded numbers, so that a ratio there is 1 and finite.
+
+    Attributes:
+        log_probs: under the current weights, differentiable; 0 in the view ``reward``.
+        events, step: how many events a term sums over, and the step that it belongs to; int64.
+        mask, denominator_mask: which terms are trained, and which ones denominators count; bool.
+        weight, scale: importance of a term, and a factor for objectives that re-weight steps.
+        advantage: of the term's sample.
+        reward, group, valid: ``[B]``; the one reward that ``advantage.combine`` makes of several.
+        view: ``steps``, ``elbo``, ``denoising``, ``reward`` or the name of a plugin's view.
+        old_log_probs: under the weights that drew the samples; always there in ``steps``.
+        reference: log-densities under the weights before training.
+        kl_reference, kl_behavior: KL(current || reference) and KL(behavior || current); the
+            behavior weights are those that drew the samples.
+        entropy, value, old_value: of the step, the predicted reward, and that when drawn.
+        duration: in ``steps``, the share 0 to 1 of the process's time that a step covers.
+        errors: in ``denoising``, one matrix for each mixture that the objective asked for.
+        error_weights: beside each of them, constant: makes of the error the mean squared error of
+            the clean sample over its mean absolute one.
+        draw_weight: ``[D, B]``, for an ELBO whose draws are combined into one term.
+        differentiable_reward: ``[1, B]``, in ``reward``, of the samples as they are drawn again.
     """
 
     log_probs: Tensor

@@ -116,6 +116,9 @@ class Runtime:
     def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients of all ranks: each holds the part of its own samples.
 
+        The loss on every rank is that of the whole batch, with its denominators, and a rank carries
+        back the slopes of its own rows alone; so the sum is the gradient, and no mean is taken.
+
         One explicit all-reduce after the last chunk. A parameter that only some ranks reached
         counts as zero on the others; one that none reached keeps no gradient, as in one process.
         """

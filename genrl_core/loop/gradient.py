@@ -30,7 +30,7 @@ Metrics = dict[str, Metric]
 Loss = Callable[[Batch], tuple[Tensor, Metrics]]
 
 
-class Numbers(Protocol):
+class Evaluated(Protocol):
     """What is differentiated; ``genrl_core.View`` says what each part means."""
 
     @property
@@ -68,7 +68,7 @@ class _Chunk(NamedTuple):
 
 
 def accumulate(
-    view: Numbers, batch: Batch, loss: Loss, sample_index: Tensor, runtime: Runtime, *,
+    view: Evaluated, batch: Batch, loss: Loss, sample_index: Tensor, runtime: Runtime, *,
     separable: bool, micro_batch_size: int, recorded: Tensors | None = None,
 ) -> Outcome:  # fmt: skip
     """Add the gradient of ``loss`` to the parameters that ``view`` reaches.
@@ -97,7 +97,7 @@ def accumulate(
 
 
 def _one_pass(
-    view: Numbers, batch: Batch, loss: Loss, chunks: list[_Chunk], sample_index: Tensor,
+    view: Evaluated, batch: Batch, loss: Loss, chunks: list[_Chunk], sample_index: Tensor,
     runtime: Runtime, recorded: Tensors | None,
 ) -> Outcome:  # fmt: skip
     """Chunk by chunk: fresh numbers in the chunk's places, the whole batch's denominators."""
@@ -187,7 +187,7 @@ def _check_parts(
 
 
 def _two_passes(
-    view: Numbers, batch: Batch, loss: Loss, chunks: list[_Chunk], leaf: Tensors, runtime: Runtime
+    view: Evaluated, batch: Batch, loss: Loss, chunks: list[_Chunk], leaf: Tensors, runtime: Runtime
 ) -> Outcome:
     """The gradient of the leaf, carried through the network chunk by chunk."""
     total, metrics = loss(view.with_current(batch, leaf))
@@ -215,7 +215,7 @@ def _two_passes(
 
 
 def evaluate(
-    view: Numbers, batch: Batch, sample_index: Tensor, runtime: Runtime, micro_batch_size: int
+    view: Evaluated, batch: Batch, sample_index: Tensor, runtime: Runtime, micro_batch_size: int
 ) -> Tensors:
     """The numbers of all trained rows without gradient, ``[K * M, B]`` each, on every rank."""
     blank = view.fill_values(batch)
@@ -226,7 +226,7 @@ def evaluate(
     return _share(values, blank, sample_index, runtime)
 
 
-def _chunks(view: Numbers, batch: Batch, sample_index: Tensor, size: int) -> list[_Chunk]:
+def _chunks(view: Evaluated, batch: Batch, sample_index: Tensor, size: int) -> list[_Chunk]:
     """This rank's trained rows, call by call, in pieces of ``size``."""
     mask = batch.mask & batch.valid
     blank = next(iter(view.fill_values(batch).values()))

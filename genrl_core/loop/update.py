@@ -79,8 +79,8 @@ class Learner:
                 problems += [problem] if problem else []
                 if problem or not found["skipped"].value:
                     self.skipped = self.skipped + 1 if problem else 0
-        spread = float(advantage[rollout.valid].std(correction=0))
-        return over_steps(history) | {"advantage_std": spread}, next(iter(problems), None)
+        deviation = float(advantage[rollout.valid].std(correction=0))
+        return over_steps(history) | {"advantage_std": deviation}, next(iter(problems), None)
 
     def _prepare(self, rollout: Rollout, advantage: Tensor) -> list[list[Prepared]]:
         """The views of all updates: behavior and reference weights are asked before any step."""

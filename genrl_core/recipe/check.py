@@ -179,7 +179,7 @@ def check_differentiable(recipe: Recipe) -> Iterator[Problem]:
         if config.draws_with() == "lagging":
             yield recipe.problem(
                 f"{label} draws its samples again under the current weights, but {other} has them "
-                "drawn by the lagging ones (old), so these are other samples. Leave one of the two "
+                "drawn by the lagging ones, so these are other samples. Leave one of the two "
                 "out, or let the current weights draw",
                 "objective", label,
             )  # fmt: skip

@@ -87,9 +87,8 @@ def load_parts(source: str, revision: str | None, dtype: torch.dtype) -> Parts:
     parts = Parts(transformer, vqvae, text_encoder, tokenizer, mask_id)
     if conflicts := _conflicts(parts):
         raise RecipeError(
-            f"policy.weights: the parts in {folder} do not belong together: {'; "
-            f"'.join(conflicts)}. "
-            f"Take all of them from one model, as {EXAMPLE} has them"
+            f"policy.weights: the parts in {folder} do not belong together: "
+            f"{'; '.join(conflicts)}. Take all of them from one model, as {EXAMPLE} has them"
         )
     return parts
 

@@ -200,9 +200,8 @@ def guided_outputs(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """``guided_logits``; and the values of the prompted side, ``[R]``, where predicted.
 
-    The one place where masked policies are guided, in the rollout, its density and evaluation
-    alike, by ``Policy.guide``. At 1 it is off and
-    costs nothing.
+    Rollout, density and evaluation of masked policies all come through here, and the formula is that
+    of ``Policy.guide``. At 1 guidance is off and costs nothing.
 
     Args:
         policy, canvas, cond, guidance_scale: as there.

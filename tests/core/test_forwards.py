@@ -13,7 +13,7 @@ SOURCES = sorted([*(ROOT / "genrl_core").glob("**/*.py"), *(ROOT / "plugins").gl
 
 ALLOWED = {
     "plugins/genrl_models/forwards.py": "the one place that asks what a forward takes",
-    "genrl_core/registry.py": "refuses functions that are no rewards; filters nothing",
+    "genrl_core/registration.py": "refuses functions that cannot be called; filters nothing",
 }
 READS_PARAMETERS = {
     "signature", "getfullargspec", "getargspec", "getcallargs", "co_varnames", "co_argcount",

@@ -112,10 +112,10 @@ def corruption_rows(corruption: Tensors, k: Tensor, b: Tensor) -> Tensors:
     return {n: t[k, b] for n, t in corruption.items() if n not in ("weight", "events")}
 
 
-Terms = tuple[Tensor, Tensor, Tensor]
+DrawTerms = tuple[Tensor, Tensor, Tensor]
 
 
-def draw_terms(events: Tensor, weight: Tensor, combined: bool) -> Terms:
+def draw_terms(events: Tensor, weight: Tensor, combined: bool) -> DrawTerms:
     """The events, weight and step (the draw) of all terms, ``[T, B]`` each.
 
     Args:
@@ -128,12 +128,12 @@ def draw_terms(events: Tensor, weight: Tensor, combined: bool) -> Terms:
         found = events.amax(0)
         return found, torch.ones_like(found, dtype=weight.dtype), torch.zeros_like(found)
     step = torch.arange(len(events)).view(-1, 1, 1).expand(events.shape)
-    spread = weight.unsqueeze(1).expand(events.shape)
-    return events.flatten(0, 1), spread.flatten(0, 1), step.flatten(0, 1)
+    weights = weight.unsqueeze(1).expand(events.shape)
+    return events.flatten(0, 1), weights.flatten(0, 1), step.flatten(0, 1)
 
 
 def draws_batch(
-    view: str, rollout: Rollout, advantage: Tensor, terms: Terms, draw_weight: Tensor
+    view: str, rollout: Rollout, advantage: Tensor, terms: DrawTerms, draw_weight: Tensor
 ) -> Batch:
     """The batch of a view whose terms are draws of a corruption."""
     events, weight, step = terms

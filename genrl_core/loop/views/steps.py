@@ -61,12 +61,12 @@ class StepsView(View):
         terms, train = rollout.terms, context.train
         chosen, weight = choose_evals(train.steps, terms.num_evals, rollout.streams("steps"))
         per_eval = len(terms.mask) // max(terms.num_evals, 1)
-        spread = partial(torch.repeat_interleave, repeats=per_eval, dim=0)
+        per_term = partial(torch.repeat_interleave, repeats=per_eval, dim=0)
         gather = partial(
             context.runtime.gather, sample_index=rollout.sample_index, total=len(rollout.reward)
         )
-        selected = terms.mask & spread(gather(chosen.cpu()))
-        weight = spread(gather(weight.cpu())).to(terms.log_probs)
+        selected = terms.mask & per_term(gather(chosen.cpu()))
+        weight = per_term(gather(weight.cpu())).to(terms.log_probs)
         ones = torch.ones_like(terms.log_probs)
         batch = make_batch(
             cls.name, rollout, advantage, ones, log_probs=terms.log_probs,
