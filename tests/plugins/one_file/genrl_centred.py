@@ -27,7 +27,7 @@ class CenteredDistillation(Objective):
     separable = False
 
     def __init__(self, config: "CenteredDistillationConfig"):
-        self.view, self.config = config.view, config
+        self.config = config
 
     def loss(self, batch: Batch) -> "tuple[Tensor, dict[str, Tensor]]":
         from genrl_core.functional import group_mean, log_ratio
