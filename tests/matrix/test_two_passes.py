@@ -19,11 +19,10 @@ from genrl_core.loop.generate import generate
 from genrl_core.loop.plan import plan_of
 from genrl_core.loop.rollout import Rollout
 from genrl_core.loop.settings import AdvantageConfig
-from genrl_core.loop.update import Learner
 from genrl_core.loop.weights import WeightSets
 from genrl_core.recipe.check import resolve_views
 from genrl_core.recipe.recipe import load_recipe
-from genrl_core.testing import ToyReward, learner_for, rollout_of
+from genrl_core.testing import SingleUpdates, ToyReward, learner_for, rollout_of
 
 from .conftest import REGISTRY, TOYS, name, timed, tree_of
 
@@ -44,13 +43,14 @@ def core_tests() -> Any:
 CORE = core_tests()
 
 
-def setting(cell: Cell, prompts: Path, *, separable: bool, rows: int) -> tuple[Learner, Rollout]:
+def setting(
+    cell: Cell, prompts: Path, *, separable: bool, rows: int
+) -> tuple[SingleUpdates, Rollout]:
     """A learner of the cell's recipe, and a rollout under weights that have moved since."""
     recipe = load_recipe(tree_of(cell, prompts), registry=REGISTRY)
     views, members = resolve_views(recipe), {}
     for label, config in recipe.objective.items():
         objective = config.build()
-        objective.view = views[label]
         objective.separable = objective.separable and separable
         members[label] = (config.weight, objective)
     policy = REGISTRY.policies[cell.policy](**requested_fields(REGISTRY, cell)).build()
@@ -67,7 +67,7 @@ def setting(cell: Cell, prompts: Path, *, separable: bool, rows: int) -> tuple[L
     rollout = replace(rollout_of(trajectory, reward, plan.group), parts=(plan,), on_policy=False)
     learner = learner_for(
         policy, sampler, members, weight_sets, ADVANTAGE, draws=2, micro_batch_size=rows,
-        drift_tolerance=1e-9,
+        drift_tolerance=1e-9, views=views,
     )  # fmt: skip
     return learner, rollout
 
@@ -79,7 +79,6 @@ def update(cell: Cell, prompts: Path, **how: Any) -> Tensor:
 @pytest.mark.parametrize("cell", TOYS, ids=name)
 def test_two_passes_equal_one(cell: Cell, prompts: Path) -> None:
     with timed(cell):
-        CORE.ADVANTAGE = ADVANTAGE
         exact = CORE.one_pass(*setting(cell, prompts, separable=False, rows=1000))
         assert exact.abs().max() > 1e-6
         for separable, rows in ((False, 1000), (False, 5), (True, 5), (True, 3)):
