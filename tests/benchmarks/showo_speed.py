@@ -29,6 +29,7 @@ from torch import Tensor
 
 from genrl_core import Media, Plan, Tensors, Trajectory, load_recipe, select_rows
 from genrl_core.loop.trainer import Trainer
+from genrl_core.recipe.prompts import load_prompts
 from genrl_core.run.assembly import build_trainer
 from genrl_masked import ConfidenceConfig
 from genrl_masked.sampler import ConfidenceSampler
@@ -221,7 +222,7 @@ def compared(case: Case, folder: Path, checkout: Path) -> dict[str, float]:
     remasked = [one.sum(1).abs().max() for one in logs[1::2]] if case.candidate == 1 else [0.0]
     with torch.no_grad():
         trajectory = trainer.parts.sampler.rollout(
-            trainer.parts.policy, *replay_inputs(trainer, case)
+            trainer.parts.policy, *replay_inputs(trainer, case, folder)
         )
     mine, drift = gradient_of_a_step(trainer)
     other = {name: parameter.grad.double() for name, parameter in ref.model.named_parameters()}
@@ -251,10 +252,11 @@ def gradient_of_a_step(trainer: Trainer) -> tuple[Tensors, float]:
     return found, drift
 
 
-def replay_inputs(trainer: Trainer, case: Case) -> tuple[Tensors, Plan]:
+def replay_inputs(trainer: Trainer, case: Case, folder: Path) -> tuple[Tensors, Plan]:
+    prompts = load_prompts(folder / "prompts.txt")
     group = torch.zeros(case.group_size, dtype=torch.int64)
-    plan = Plan(0, 0, 0, tuple(trainer.prompts), group, torch.arange(case.group_size))
-    return select_rows(trainer.parts.policy.encode(trainer.prompts), group), plan
+    plan = Plan(0, 0, 0, tuple(prompts), group, torch.arange(case.group_size))
+    return select_rows(trainer.parts.policy.encode(prompts), group), plan
 
 
 @contextmanager

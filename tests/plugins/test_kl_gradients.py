@@ -60,7 +60,7 @@ def update(name: str, kl: dict[str, Any] | None, view: str = "steps", size: floa
     members = {"reinforce": (1.0, ReinforceConfig(view=view, reduce="token_mean").build())}
     if kl is not None:
         members["kl"] = (1.0, KlConfig(reduce="token_mean", **kl).build())
-    learner = learner_for(policy, sampler, members, weight_sets)
+    learner = learner_for(policy, sampler, members, weight_sets, views=view)
     before = {n: p.detach().clone() for n, p in weight_sets.trainable.items()}
     _, problem = learner.learn(rollout, 0, 0)
     assert problem is None

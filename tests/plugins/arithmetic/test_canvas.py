@@ -165,7 +165,8 @@ def test_mask_grpo_raises_accuracy(tmp_path):
     for _ in range(60):
         base.step()
     more += [f"prompts.evaluate={small}", "train.num_prompts=20", "train.learning_rate=1e-3"]
-    trainer = build_trainer(load_recipe("arithmetic/mask_grpo", more), policy=base.policy)
+    trained = base.parts.policy
+    trainer = build_trainer(load_recipe("arithmetic/mask_grpo", more), policy=trained)
     before = trainer.evaluate().metrics["correct"]
     records = [trainer.step() for _ in range(16)]
     after = trainer.evaluate().metrics["correct"]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from genrl_core import RecipeError, load_recipe
 from genrl_core.recipe.check import check_recipe
 from genrl_core.run.assembly import build_trainer
+from genrl_core.run.saving import save
 from genrl_rewards import (
     AestheticConfig,
     ClipScoreConfig,
@@ -262,7 +263,8 @@ def test_a_run_judges_with_the_network_on_its_device(
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE.format(label="clip_score", fields=f"{{weights: {clip}}}"))
     short = ["policy.weights=null", "evaluate=null", "prompts.evaluate=null", "run.device=cpu"]
-    trainer = build_trainer(load_recipe(str(path), [*short, "train.num_prompts=2"]))
+    recipe = load_recipe(str(path), [*short, "train.num_prompts=2"])
+    trainer = build_trainer(recipe)
     record = trainer.step()
     assert moved == [torch.device("cpu")]
     (reward,) = [reward for _, reward in trainer.parts.rewards.values()]
@@ -270,7 +272,7 @@ def test_a_run_judges_with_the_network_on_its_device(
     frozen = {p.data_ptr() for p in reward.network.parameters()}
     groups = trainer.parts.optimizer.param_groups
     assert not frozen & {p.data_ptr() for group in groups for p in group["params"]}
-    trainer.save(tmp_path / "checkpoints")
+    save(trainer, recipe, tmp_path / "checkpoints")
     saved = [load_file(file) for file in (tmp_path / "checkpoints").rglob("*.safetensors")]
     assert saved and not {k for state in saved for k in state if "text_model" in k or "clip" in k}
     most = sum(p.numel() for p in trainer.parts.policy.network.parameters())

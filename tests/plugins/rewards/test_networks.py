@@ -375,7 +375,7 @@ def test_recipes_are_looked_at_without_torch(tmp_path: Path) -> None:
     recipe = "masked/showo_mask_grpo_paper"
     asking = ["reward.clip_score=null", "reward.geneval={}"]
     code = (
-        "import sys; from genrl_core.cli import main; "
+        "import sys; from genrl_core.cli.app import main; "
         f"assert main(['check', {recipe!r}]) == main(['check', {recipe!r}, *{asking!r}]) == 0; "
         f"assert main(['show', {recipe!r}]) == main(['ls', 'rewards']) == 0; "
         "assert not {'torch', 'transformers', 'PIL', 'huggingface_hub'} & set(sys.modules)"

@@ -1,9 +1,11 @@
 """Show-o as a policy: guidance, the kept prefix, densities, adapters, and an iteration of RL."""
 
 import copy
+import gc
 import json
 import textwrap
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -26,12 +28,20 @@ def canvas_of(rows, seed=0):
     return torch.randint(0, TINY.codes + 1, (rows, NUM_TOKENS), generator=generator)
 
 
-def count_reads(policy, monkeypatch):
-    """A list that grows by one whenever the network reads prompts."""
+def count_reads(policy, monkeypatch, found=None):
+    """A list that grows by one whenever the network reads prompts; ``found`` by what it read."""
     reads = []
     network = policy.network
     read = network._read
-    monkeypatch.setattr(network, "_read", lambda prompt: reads.append(len(prompt)) or read(prompt))
+
+    def counting(prompt):
+        reads.append(len(prompt))
+        prefix = read(prompt)
+        if found is not None:
+            found.append(weakref.ref(prefix))
+        return prefix
+
+    monkeypatch.setattr(network, "_read", counting)
     return reads
 
 
@@ -62,12 +72,13 @@ def test_an_update_asks_for_the_positions_that_its_density_needs(build, transiti
     widths, found, gradients = [], [], []
     hook = policy.network.register_forward_hook(lambda _, __, out: widths.append(out[0].shape[1]))
     for policy.picks_positions in (True, False):
-        found.append(sampler.score(policy, trajectory, k, b, frozenset({"log_probs"}), {}))
-        found[-1].log_probs.sum().backward()
+        densities, action = sampler.densities(policy, trajectory, k, b)
+        found.append(densities.log_prob(action))
+        found[-1].sum().backward()
         gradients.append([p.grad.clone() for p in policy.network.parameters()])
         policy.network.zero_grad()
     hook.remove()
-    torch.testing.assert_close(found[0].log_probs, found[1].log_probs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
     for part, whole in zip(*gradients, strict=True):
         torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-4)
     counts = sampler.counts(NUM_TOKENS)
@@ -97,7 +108,7 @@ def test_a_rollout_reads_each_prompt_once(build, monkeypatch, guidance_scale):
     plan = Plan(0, 0, 0, tuple(PROMPTS), group, torch.tensor([0, 1] * 3))
     cond = select_rows(policy.encode(PROMPTS), group)
     sampler = ConfidenceConfig(num_inference_steps=5, guidance_scale=guidance_scale).build()
-    with torch.no_grad():
+    with torch.no_grad(), policy.prefill(cond):
         sampler.rollout(policy, cond, plan)
     assert reads == [3 if guidance_scale == 1 else 4]  # one more for the empty prompt
 
@@ -107,7 +118,7 @@ def test_the_kept_prefix_changes_nothing(build, monkeypatch):
     reads = count_reads(policy, monkeypatch)
     cond, canvas = policy.encode(PROMPTS), canvas_of(3)
     with_gradient = policy.logits(canvas, cond)
-    with torch.no_grad():
+    with torch.no_grad(), policy.prefill(cond):
         fresh, kept = policy.logits(canvas, cond), policy.logits(canvas, cond)
     assert reads == [3, 3]
     torch.testing.assert_close(kept, with_gradient, rtol=0, atol=1e-5)
@@ -116,14 +127,17 @@ def test_the_kept_prefix_changes_nothing(build, monkeypatch):
 
 @torch.no_grad()
 def logits_now(policy, canvas, cond):
-    """The logits, and the same by a policy that has nothing kept."""
-    found = policy.logits(canvas, cond)
+    """The logits as in a rollout, from a prefix that is kept; and with nothing kept."""
+    with policy.prefill(cond):
+        policy.logits(canvas, cond)
+        found = policy.logits(canvas, cond)
     fresh = policy.network(canvas, cond["prompt"], torch.arange(len(canvas)))[0]
     return found, fresh
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_an_optimizer_step_makes_the_prefix_stale(build, fused):
+    """A rollout after it knows nothing of the prefix of one before."""
     policy = build()
     cond, canvas = policy.encode(PROMPTS), canvas_of(3)
     before, _ = logits_now(policy, canvas, cond)
@@ -137,12 +151,12 @@ def test_an_optimizer_step_makes_the_prefix_stale(build, fused):
 
 
 def test_a_rollout_begins_without_a_prefix_whatever_was_done_to_the_weights(build):
-    """Writing through ``.data`` is counted by nobody; ``encode`` is where every rollout begins."""
+    """Writing through ``.data`` is counted by nobody; ``prefill`` is where every rollout begins."""
     policy = build()
     cond, canvas = policy.encode(PROMPTS), canvas_of(3)
     before, _ = logits_now(policy, canvas, cond)
     policy.network.showo.model.layers[0].self_attn.v_proj.bias.data += 1
-    found, fresh = logits_now(policy, canvas, policy.encode(PROMPTS))
+    found, fresh = logits_now(policy, canvas, cond)
     torch.testing.assert_close(found, fresh, rtol=0, atol=1e-5)
     assert (found - before).abs().max() > 1e-2
 
@@ -152,9 +166,11 @@ def test_other_prompts_networks_and_adapters_make_the_prefix_stale(build):
 
     policy = build()
     cond, canvas = policy.encode(PROMPTS), canvas_of(3)
-    logits_now(policy, canvas, cond)
     others = {name: ids.masked_fill(ids == 1, 7) for name, ids in cond.items()}  # another word
-    torch.testing.assert_close(*logits_now(policy, canvas, others), rtol=0, atol=1e-5)
+    with torch.no_grad(), policy.prefill(cond):
+        policy.logits(canvas, cond)
+        found = policy.logits(canvas, others)
+    torch.testing.assert_close(found, logits_now(policy, canvas, others)[1], rtol=0, atol=1e-5)
     logits_now(policy, canvas, cond)
     other = copy.deepcopy(policy.network)
     with torch.no_grad():
@@ -173,13 +189,27 @@ def test_other_prompts_networks_and_adapters_make_the_prefix_stale(build):
     assert (adapted - found).abs().max() > 1e-3
 
 
-def test_a_call_with_gradient_forgets_the_prefix(build):
-    policy = build()
+def test_a_call_with_gradient_reads_anew_and_the_prefix_is_dropped_with_the_rollout(
+    build, monkeypatch
+):
+    """The memory is there for the activations of the update."""
+    policy, prefixes = build(), []
+    reads = count_reads(policy, monkeypatch, prefixes)
     cond, canvas = policy.encode(PROMPTS), canvas_of(3)
-    logits_now(policy, canvas, cond)
-    assert policy._memory._prefix is not None
-    policy.logits(canvas, cond)
-    assert policy._memory._prefix is None
+    with policy.prefill(cond):
+        with torch.no_grad():
+            policy.logits(canvas, cond)
+        assert prefixes[0]() is not None
+        policy.logits(canvas, cond).sum().backward()
+        assert reads == [3, 3]
+        embedding = policy.network.showo.model.embed_tokens.weight
+        words = cond["prompt"].unique()
+        assert (embedding.grad[words[words != TINY.pad]] != 0).any(1).all()
+    gc.collect()
+    assert [one() for one in prefixes] == [None, None]
+    with torch.no_grad():
+        policy.logits(canvas, cond)
+    assert reads == [3, 3, 3]
 
 
 def test_decoding(build):

@@ -46,7 +46,7 @@ def test_both_sides_gave_the_same_numbers():
         assert found["gradient_norm"] > 1
 
 
-def test_a_backprop_steps_trajectory_is_scored_as_it_was_when_drawn(speed, tmp_path):
+def test_a_replayed_trajectory_is_scored_as_it_was_when_drawn(speed, tmp_path):
     """Our own, in the lists of the released script, one position left over."""
     case = replace(
         speed.CASES["64 tokens"], text=20, codes=16, num_tokens=16, max_text=10, width=32, heads=2,
@@ -54,19 +54,19 @@ def test_a_backprop_steps_trajectory_is_scored_as_it_was_when_drawn(speed, tmp_p
     )  # fmt: skip
     speed.write_model(case, tmp_path)
     trainer = speed.ours(case, tmp_path)
-    inputs = speed.replay_inputs(trainer, case)
+    inputs = speed.replay_inputs(trainer, case, tmp_path)
     with torch.no_grad():
         drawn = trainer.parts.sampler.rollout(trainer.parts.policy, *inputs)
     commit, tokens = drawn.trace["commit_step"], drawn.final["tokens"]
     assert (commit == case.steps).sum(1).tolist() == [1] * case.group_size
     indices = [[(row == step).nonzero().flatten() for step in range(case.steps)] for row in commit]
     records = speed.Records(tokens, indices, [], [], [])
-    backprop_steps = speed.ours(case, tmp_path, speed.Replayed(case, records))
+    replayed = speed.ours(case, tmp_path, speed.Replayed(case, records))
     with torch.no_grad():
-        again = backprop_steps.sampler.rollout(backprop_steps.policy, *inputs)
+        again = replayed.parts.sampler.rollout(replayed.parts.policy, *inputs)
     assert torch.equal(again.trace["commit_step"], commit)
     assert torch.equal(again.final["tokens"], tokens)
     assert torch.equal(again.terms.log_probs, drawn.terms.log_probs)
-    gradient, drift = speed.gradient_of_a_step(backprop_steps)
+    gradient, drift = speed.gradient_of_a_step(replayed)
     assert drift < 1e-5
     assert sum(float(one.square().sum()) for one in gradient.values()) > 0
