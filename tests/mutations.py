@@ -234,7 +234,7 @@ MUTATIONS = (
     Mutation(
         "draws_summed_alike",
         "draws that are combined into one term lose their weights",
-        "genrl_core/loop/views.py",
+        "genrl_core/loop/views/elbo.py",
         "weighted.mean(0)",
         "fold(draws, self.draws).mean(0)",
         BOUNDS + "test_combined_tokens_add_up_to_the_combined_sample",
@@ -251,7 +251,7 @@ MUTATIONS = (
     Mutation(
         "ratio_to_itself",
         "B5: the ratio is taken to the current log-density detached: always 1, the clip never acts",
-        "plugins/genrl_objectives/actor_critic.py",
+        "plugins/genrl_objectives/ppo.py",
         'batch.log_probs, batch.need("old_log_probs"), batch.events',
         "batch.log_probs, batch.log_probs.detach(), batch.events",
         TRAINER + "test_a_second_update_moves_ratios_and_clips",
@@ -284,7 +284,7 @@ MUTATIONS = (
     Mutation(
         "kl_detached",
         "B6: the KL has a value and no gradient",
-        "plugins/genrl_objectives/divergence.py",
+        "plugins/genrl_objectives/kl.py",
         "kl_estimate(batch.log_probs, reference, old, estimator)",
         "kl_estimate(batch.log_probs.detach(), reference, old, estimator)",
         TRAINER + "test_kl_is_zero_at_the_reference_and_pulls_away_from_it",
@@ -333,7 +333,7 @@ MUTATIONS = (
     Mutation(
         "clipped_before_the_mean",
         "D3PO clips the sum over a step's elements and compares its mean",
-        "plugins/genrl_objectives/preference.py",
+        "plugins/genrl_objectives/dpo.py",
         'batch.events.clamp(min=1) if config.over == "mean" else 1',
         "1",
         "tests/plugins/objectives/test_presets.py::test_d3po_clips_the_ratio_that_it_compares",
@@ -457,7 +457,7 @@ MUTATIONS = (
     Mutation(
         "run_without_its_model",
         "the weights of a run go into a policy that does not look which model they belong to",
-        "genrl_core/recipe/check.py",
+        "genrl_core/recipe/weights.py",
         'getattr(config, "base", "") is None:',
         'getattr(config, "base", "") == "":',
         "tests/plugins/autoregressive/test_causal_lm.py::"
@@ -558,7 +558,7 @@ MUTATIONS = (
     Mutation(
         "importance_dropped",
         "train.steps.importance changes the denominators and leaves the weights at 1",
-        "genrl_core/loop/preparation.py",
+        "genrl_core/loop/views/steps.py",
         "weight=weight if terms.weight is None",
         "weight=ones if terms.weight is None",
         FAULTS + "test_importance_weights_make_up_for_the_calls_left_out",
@@ -566,7 +566,7 @@ MUTATIONS = (
     Mutation(
         "replay_cut_short",
         "the reward's gradient passes through the last step alone, whatever K is",
-        "genrl_core/loop/reward_view.py",
+        "genrl_core/loop/views/reward.py",
         "steps = steps if torch.is_grad_enabled() else 0",
         "steps = 1 if torch.is_grad_enabled() else 0",
         REWARD_VIEW + "test_mean_update_is_the_pathwise_gradient",
@@ -574,7 +574,7 @@ MUTATIONS = (
     Mutation(
         "gradient_of_unweighted_rewards",
         "rewards are differentiated without their weights",
-        "genrl_core/loop/advantage.py",
+        "genrl_core/loop/combine.py",
         "counted = share.weight * ((reward",
         "counted = ((reward",
         REWARD_VIEW + "test_rewards_are_weighted_and_left_out_where_they_do_not_apply",
@@ -590,7 +590,7 @@ MUTATIONS = (
     Mutation(
         "steps_weigh_alike",
         "GRPO-Guard forgets the 1 / |dt| of its loss",
-        "plugins/genrl_objectives/presets.py",
+        "plugins/genrl_objectives/grpo_guard.py",
         'batch.need("duration").masked_fill(~batch.mask, 1.0)',
         'batch.need("duration").masked_fill(batch.duration > 0, 1.0)',
         "tests/plugins/objectives/test_presets.py::test_guard_centres_and_scales",
@@ -614,7 +614,7 @@ MUTATIONS = (
     Mutation(
         "half_a_head",
         "weights may lack any part of a fresh module, and the rest is taken",
-        "genrl_core/run/assembly.py",
+        "genrl_core/run/policies.py",
         "own.keys() - tensors.keys() == young",
         "own.keys() - tensors.keys() <= young",
         "tests/plugins/digits/test_value_heads.py::"
@@ -656,7 +656,7 @@ MUTATIONS = (
     Mutation(
         "metric_of_one_view_alone",
         "of two views with a metric of one name only the later one's is logged",
-        "genrl_core/loop/update.py",
+        "genrl_core/loop/metrics.py",
         "found[full if name in found else name]",
         "found[name]",
         VIEWS + "test_a_metric_of_one_view_does_not_hide_that_of_another",
@@ -664,7 +664,7 @@ MUTATIONS = (
     Mutation(
         "entropy_of_nothing",
         "a minibatch without valid samples makes the iteration's entropy NaN",
-        "genrl_core/loop/update.py",
+        "genrl_core/loop/metrics.py",
         "if batch.entropy is not None and trained.any():",
         "if batch.entropy is not None:",
         VIEWS + "test_a_minibatch_without_a_reward_has_no_entropy_to_report",
@@ -714,7 +714,7 @@ MUTATIONS = (
     Mutation(
         "bound_by_its_terms",
         "the score of a pair is the mean over the terms of a bound in place of the mean of bounds",
-        "plugins/genrl_objectives/preference.py",
+        "plugins/genrl_objectives/dpo.py",
         "return gap / (batch.step.max() + 1)",
         "return gap / batch.events.sum(0, keepdim=True).clamp(min=1)",
         "tests/plugins/objectives/test_presets.py::"
@@ -739,7 +739,7 @@ MUTATIONS = (
     Mutation(
         "drift_that_loses_nan",
         "F13: the largest of several numbers is the first where the others are no numbers",
-        "genrl_core/loop/update.py",
+        "genrl_core/loop/metrics.py",
         "return max(values, key=lambda value: (math.isnan(value), value))",
         "return max(values)",
         "tests/core/test_learner_faults.py::test_scores_that_are_no_numbers_are_no_drift_of_zero",
@@ -780,7 +780,7 @@ MUTATIONS = (
     Mutation(
         "spread_of_equal_rewards",
         "equal rewards have the spread that rounding gives them",
-        "genrl_core/loop/advantage.py",
+        "genrl_core/loop/statistics.py",
         "equal = low == high",
         "equal = low > high",
         NUMBERS + "test_equal_rewards_have_a_spread_of_exactly_0",
@@ -796,7 +796,7 @@ MUTATIONS = (
     Mutation(
         "squares_that_overflow",
         "one reward of 1e308 has an infinite deviation, and every advantage is 0",
-        "genrl_core/loop/advantage.py",
+        "genrl_core/loop/statistics.py",
         "size = _power_of_two(torch.maximum(low.abs(), high.abs()))",
         "size = torch.ones_like(low)",
         NUMBERS + "test_one_huge_reward_leaves_its_group_a_direction",
@@ -820,7 +820,7 @@ MUTATIONS = (
     Mutation(
         "plain_differentiable_reward",
         "the differentiable reward is the plain sum, whatever advantage.combine says",
-        "genrl_core/loop/reward_view.py",
+        "genrl_core/loop/views/reward.py",
         "self.shares.get(label, Share(weight))",
         "Share(weight)",
         COMBINED + "test_the_differentiable_reward_is_combined_like_the_others",
@@ -975,7 +975,7 @@ MUTATIONS = (
     Mutation(
         "memory_decides_the_result",
         "a resume with another size of chunks is refused",
-        "genrl_core/recipe/identity.py",
+        "genrl_core/recipe/recipe.py",
         "            del tree[name]\n",
         "            tree[name] = value\n",
         RESUME + "test_after_an_out_of_memory_error_a_run_goes_on_with_half_the_chunk",
@@ -991,7 +991,7 @@ MUTATIONS = (
     Mutation(
         "base_under_adapters_unseen",
         "adapters are folded into whatever policy.weights gives now",
-        "genrl_core/run/assembly.py",
+        "genrl_core/run/policies.py",
         'if snapshot.state.get("base") != fingerprint(policy.network):',
         'if not snapshot.state.get("base"):',
         BUILD + "test_adapters_whose_base_is_another_now_are_refused",
@@ -1031,7 +1031,7 @@ MUTATIONS = (
     Mutation(
         "labels_merge",
         "a reward given as a mapping is added to those that the recipe has",
-        "genrl_core/recipe/reader.py",
+        "genrl_core/recipe/overrides.py",
         "{label: old[label] for label in old if label in new}",
         "old",
         RECIPE + "test_a_mapping_given_for_labels_replaces_them_and_says_what_went",
@@ -1087,7 +1087,7 @@ MUTATIONS = (
     Mutation(
         "window_restarts_on_resume",
         "a progressive window stands still, whatever the iteration",
-        "plugins/genrl_diffusion/__init__.py",
+        "plugins/genrl_diffusion/configs.py",
         "max(iteration, 0) // window.shift_every % places",
         "0 // window.shift_every % places",
         DIFFUSION + "test_windows.py::test_a_resumed_run_has_the_window_of_its_iteration",

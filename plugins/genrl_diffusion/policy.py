@@ -256,7 +256,8 @@ def guided_outputs(
 ) -> tuple[Tensor, Tensor | None]:
     """``guided_prediction``; and the values of the prompted side, ``[R]``, where predicted.
 
-    Rollout, density and evaluation of diffusion policies all come through here, and the formula is that
+    Rollout, density and evaluation of diffusion policies all come through here, and the formula is
+    that
     of ``Policy.guide``. At 1 guidance is off and costs nothing.
     """
     return policy.guide(partial(_outputs, policy), (x, time), cond, guidance_scale)

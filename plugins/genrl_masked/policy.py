@@ -200,7 +200,8 @@ def guided_outputs(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """``guided_logits``; and the values of the prompted side, ``[R]``, where predicted.
 
-    Rollout, density and evaluation of masked policies all come through here, and the formula is that
+    Rollout, density and evaluation of masked policies all come through here, and the formula is
+    that
     of ``Policy.guide``. At 1 guidance is off and costs nothing.
 
     Args:
