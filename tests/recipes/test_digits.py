@@ -93,8 +93,12 @@ def test_every_recipe_trains_two_iterations(name: str) -> None:
     assert any(not torch.equal(p, before[n]) for n, p in trainer.weight_sets.trainable.items())
 
 
+LONG = {"mask_grpo_p2", "mask_grpo_ar", "mask_grpo_shuffled_reward"}
+
+
 @pytest.mark.parametrize(
-    "name", ["mask_grpo", "mask_grpo_p2", "mask_grpo_ar", "mask_grpo_shuffled_reward"]
+    "name",
+    ["mask_grpo", *(pytest.param(name, marks=pytest.mark.long) for name in sorted(LONG))],
 )
 def test_one_seed_agrees_with_the_table(name: str) -> None:
     """The committed figures come out again, within what rounding on another processor may do."""
@@ -130,6 +134,7 @@ def test_the_table_meets_its_targets() -> None:
         assert all(seed.get("drift", 0.0) < 1e-5 for seed in row.values())
 
 
+@pytest.mark.long  # the gate runs the quick start itself
 def test_quick_start_shows_what_happened(tmp_path: Path) -> None:
     """One command: the output, the picture and the numbers that keep a reader from being misled."""
     said = genrl("run", "digits/mask_grpo", f"run.seed={SEED}", "--runs", str(tmp_path))

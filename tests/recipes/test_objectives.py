@@ -45,10 +45,12 @@ def test_the_table_is_whole_and_of_these_settings() -> None:
             assert TABLE["settings"][label] == known
 
 
+LONG = ("masked/wd1", "diffusion/reward_gradient as DRaFT", "autoregressive/gspo")
+
+
 @pytest.mark.parametrize(
-    "label", ["masked/wd1", "diffusion/nft", "diffusion/reward_gradient as DRaFT",
-              "autoregressive/gspo"],
-)  # fmt: skip
+    "label", ["diffusion/nft", *(pytest.param(label, marks=pytest.mark.long) for label in LONG)]
+)
 def test_one_seed_agrees_with_the_table(label: str) -> None:
     """The committed figures come out again, within what rounding on another processor may do."""
     model, _, objective = label.partition("/")

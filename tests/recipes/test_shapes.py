@@ -84,6 +84,7 @@ def test_what_the_table_shows() -> None:
     assert gains["shapes/mask_grpo_random_reward"] < gains["shapes/mask_grpo"] / 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", bench.SHORT_RUNS)
 def test_a_short_run_agrees_with_the_table(variant: str) -> None:
     """Twelve iterations on base-0: the committed figure comes out again, within what rounding on
