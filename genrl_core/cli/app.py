@@ -247,8 +247,8 @@ def plugins(context: typer.Context, json: _Json = False) -> None:
 
     registry: Registry = context.obj
     if json:
-        found = [asdict(plugin) for plugin in registry.plugins]
-        return print_json({"plugins": found, "clashes": registry.clashes})
+        print_json({"plugins": [*map(asdict, registry.plugins)], "clashes": registry.clashes})
+        return
     plugin_table(registry.plugins)
     for clash in registry.clashes:
         print_text(clash, error=True)
