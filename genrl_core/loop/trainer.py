@@ -199,6 +199,6 @@ class Trainer:
         self.advantages.load_state_dict(state["statistics"])
         self.learner.skipped = state["skipped"]
         # Checkpoints of before do not count them.
-        self._idle, self._barren = state.get("idle", 0), state.get("barren", 0)
+        self._idle, self._barren = state["idle"], state["barren"]
         self._idle_because = "see its warnings"
         self.iteration = iteration
