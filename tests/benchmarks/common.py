@@ -35,6 +35,7 @@ def run_task(task: Task) -> tuple[Task, dict[str, Row]]:
     import torch
 
     from genrl_core.recipe.recipe import load_recipe
+    from genrl_core.run.assembly import build_trainer
 
     torch.set_num_threads(1)
     fixed = [f"run.seed={task.seed}", "run.threads=1", "run.device=cpu"]

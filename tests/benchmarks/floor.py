@@ -106,12 +106,12 @@ def _tensors(found: Any) -> "list[Tensor]":
     return [value for value in values if hasattr(value, "requires_grad")]
 
 
-def backprop(trainer: "Trainer", events: Sequence[Call | str]) -> None:
+def replay(trainer: "Trainer", events: Sequence[Call | str]) -> None:
     """The floor: these calls again, with nothing around them."""
     import torch
 
     parameters = list(trainer.weight_sets.trainable.values())
-    limit = trainer.recipe.train.max_grad_norm
+    limit = trainer.parts.train.max_grad_norm
     found: Any = None
     for event in events:
         if isinstance(event, str):
@@ -147,6 +147,7 @@ def measure(recipe: str, repeat: int) -> Timed:
     import torch
 
     from genrl_core.recipe.recipe import load_recipe
+    from genrl_core.run.assembly import build_trainer
 
     torch.set_num_threads(1)
     trainer = build_trainer(load_recipe(recipe, ["run.threads=1", "run.device=cpu"]))
@@ -157,7 +158,7 @@ def measure(recipe: str, repeat: int) -> Timed:
         cases.append((restore, recorded(trainer)))
     for turn in range(repeat + 1):
         for restore, events in cases:
-            sides = {"iteration": trainer.step, "floor": lambda e=events: backprop(trainer, e)}
+            sides = {"iteration": trainer.step, "floor": lambda e=events: replay(trainer, e)}
             for name in sorted(sides, reverse=turn % 2 == 1):
                 restore()
                 start, wall = time.process_time(), time.perf_counter()

@@ -72,6 +72,7 @@ def run_task(task: Task) -> tuple[Task, dict[str, Row]]:
     import torch
 
     from genrl_core.recipe.recipe import load_recipe
+    from genrl_core.run.assembly import build_trainer
 
     torch.set_num_threads(1)
     prompts = "validate" if task.choosing else "evaluate"
@@ -80,23 +81,24 @@ def run_task(task: Task) -> tuple[Task, dict[str, Row]]:
     own = [f"prompts.evaluate={PROMPTS / prompts}.jsonl"]
     own += [f"train.learning_rate={task.rate}"] if task.rate else []
     own += [f"train.iterations={SHORT}"] if task.short else []
-    trainer = build_trainer(load_recipe(measuring, [*fixed, *own]))
+    recipe = load_recipe(measuring, [*fixed, *own])
+    trainer = build_trainer(recipe)
     trained, training = trainer, trainer
     if task.recipe == LONGER:
         training = build_trainer(load_recipe(LONGER, fixed))
     start, drift = time.process_time(), 0.0
-    for _ in range(training.recipe.train.iterations if task.recipe != "base" else 0):
+    for _ in range(training.parts.train.iterations if task.recipe != "base" else 0):
         drift = max(drift, training.step().metrics.get("drift", 0.0))
     seconds = time.process_time() - start
     if training is not trained:
-        trained.policy.network.load_state_dict(training.policy.network.state_dict())
+        trained.parts.policy.network.load_state_dict(training.parts.policy.network.state_dict())
     rows = {} if task.short else {"": measured(trained)}
     if not task.choosing:
         rows["12 steps"] = measured(trained, num_inference_steps=12)
     for row in rows.values():
         row |= {"seconds": seconds, "drift": drift}
     if task.sweep:
-        for field, values in trainer.recipe.evaluate.baseline_sweep.items():
+        for field, values in recipe.evaluate.baseline_sweep.items():
             for value in values:
                 rows[f"{field} {value:g}"] = measured(trained, **{field: value})
     return task, rows

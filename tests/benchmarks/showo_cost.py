@@ -120,20 +120,6 @@ def metered(group: int, needed: int) -> Iterator[Meter]:
         yield meter
 
 
-class _Remembered:
-    """In the place of a policy's memory of prefixes: keeps the last one where no gradient is."""
-
-    prefix: Any = None
-
-    def forget(self) -> None: ...
-
-    def recall(self, *_: object) -> Any:
-        return None if torch.is_grad_enabled() else self.prefix
-
-    def keep(self, network: nn.Module, prompt: Tensor, prefix: Any) -> None:
-        self.prefix = prefix
-
-
 def policy_of(recipe: Recipe, layers: int | None = None) -> Any:
     """The recipe's policy of full size, or of fewer layers, without files."""
     return {"ShowoConfig": _showo, "AmusedConfig": _amused}[type(recipe.policy).__name__](
@@ -162,7 +148,11 @@ def _showo(config: Any, layers: int | None) -> Any:
             self.vocabulary = network.vocabulary
             count = 1024 if "512" in config.weights else 256
             MaskedPolicy.__init__(self, config, network.eval(), count, 8192)
-            self._memory = _Remembered()  # type: ignore[assignment]
+            self._kept, self._keeps = None, False
+
+        def _prefix_of(self, prompt: Tensor) -> Any:
+            """The prompts of a count are always the same; their contents cannot be compared."""
+            return None if self._kept is None or torch.is_grad_enabled() else self._kept[1]
 
     return Unloaded()
 
@@ -306,15 +296,14 @@ def _draw(recipe: Recipe, policy: Any, meter: Meter) -> dict[str, float]:
     shape = (rows, policy.num_tokens)
     state = {"tokens": torch.zeros(shape, dtype=torch.long), "masked": torch.ones(shape).bool()}
     k = torch.zeros(rows, dtype=torch.long)
-    for _ in range(2):  # the second finds the prompts read
-        meter.flops = {}
-        transition = sampler.transition(policy, state, k, cond)
-        action = transition.sample(_Shapes(rows))
-        transition.log_prob(action)
-        del transition, action
+    with policy.prefill(cond):
+        for _ in range(2):  # the second finds the prompts read
+            meter.flops = {}
+            transition = sampler.transition(policy, state, k, cond)
+            action = transition.sample(_Shapes(rows))
+            transition.log_prob(action)
+            del transition, action
     calls = rows * _calls(recipe.sampler_for())
-    if hasattr(policy, "_memory"):
-        policy._memory.prefix = None
     return {name: count / calls for name, count in meter.flops.items()}
 
 
@@ -332,7 +321,7 @@ def _scores(recipe: Recipe, policy: Any) -> Tensor:
         corruption = {"masked": masked}
         if policy.config.elbo.masking == "complement":
             corruption["ratio"] = torch.ones(rows, dtype=torch.float64)
-        found: Tensor = policy.elbo({"tokens": tokens}, cond, corruption).log_probs
+        found: Tensor = policy.elbo({"tokens": tokens}, cond, corruption)
         return found
     sampler: Any = recipe.sampler.build()  # type: ignore[union-attr]
     steps = sampler.num_steps
@@ -345,11 +334,9 @@ def _scores(recipe: Recipe, policy: Any) -> Tensor:
     nothing = torch.zeros(1, rows)
     terms = Terms(nothing, nothing.long(), nothing.long(), nothing.bool(), 1)
     k = torch.zeros(rows, dtype=torch.long)
-    scored = sampler.score(
-        policy, Trajectory(cond, trace, {"tokens": tokens}, terms), k, k.clone(),
-        frozenset({"log_probs"}), {},
-    )  # fmt: skip
-    scores: Tensor = scored.log_probs
+    trajectory = Trajectory(cond, trace, {"tokens": tokens}, terms)
+    densities, action = sampler.densities(policy, trajectory, k, k.clone())
+    scores: Tensor = densities.log_prob(action)
     return scores
 
 

@@ -40,7 +40,7 @@ def test_the_verbs_run_as_shown(tmp_path: Path) -> None:
 
 def test_the_python_snippet_runs_and_learns(tmp_path: Path) -> None:
     snippet = block("snippet: python")
-    assert len(snippet.strip().splitlines()) == 10
+    assert len(snippet.strip().splitlines()) == 9
     done = run([sys.executable, "-c", snippet], tmp_path)
     assert done.returncode == 0, done.stderr
     judged = [float(x) for x in re.findall(r"'judge': ([\d.]+)", done.stdout)]

@@ -166,7 +166,7 @@ def test_the_untouched_base_is_measured_by_a_run_of_no_iterations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """As recipes/README.md says, with one's own prompts; a long evaluation says how far it is."""
-    monkeypatch.setattr(evaluation, "PATIENCE", 0.0)
+    monkeypatch.setattr(evaluation, "REPORT_SECONDS", 0.0)
     prompts = tmp_path / "mine.txt"
     prompts.write_text("a red cube\n\na blue ball and a small cat\na dog\n")
     recipe = shortened(
