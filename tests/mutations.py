@@ -251,9 +251,9 @@ MUTATIONS = (
     Mutation(
         "ratio_to_itself",
         "B5: the ratio is taken to the current log-density detached: always 1, the clip never acts",
-        "plugins/genrl_objectives/ppo.py",
-        'batch.log_probs, batch.need("old_log_probs"), batch.events',
-        "batch.log_probs, batch.log_probs.detach(), batch.events",
+        "plugins/genrl_objectives/grpo.py",
+        'config, old = self.config, batch.need("old_log_probs")',
+        "config, old = self.config, batch.log_probs.detach()",
         TRAINER + "test_a_second_update_moves_ratios_and_clips",
     ),
     Mutation(
@@ -742,7 +742,7 @@ MUTATIONS = (
         "genrl_core/loop/metrics.py",
         "return max(values, key=lambda value: (math.isnan(value), value))",
         "return max(values)",
-        "tests/core/test_learner_faults.py::test_scores_that_are_no_numbers_are_no_drift_of_zero",
+        FAULTS + "test_the_largest_of_an_iteration_is_no_number_where_one_step_has_none",
     ),
     # From samples to advantages.
     Mutation(
