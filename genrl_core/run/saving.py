@@ -9,6 +9,7 @@ from torch import Tensor
 from genrl_core.errors import CheckpointError
 from genrl_core.loop.advantage import Advantages
 from genrl_core.loop.filters import GroupFilter
+from genrl_core.loop.rollout import LocalRollouts
 from genrl_core.loop.trainer import Trainer
 from genrl_core.loop.weights import REFERENCE
 from genrl_core.recipe.identity import refusal
@@ -103,7 +104,8 @@ def _check_learning(
 ) -> None:
     parts = trainer.parts
     check_optimizer_state(parts.policy.network, parts.optimizer, moments, state["optimizer"])
-    GroupFilter(recipe.filter).load_state_dict(state["filter"])
+    if isinstance(trainer.rollouts, LocalRollouts):  # another engine's state is its own affair
+        GroupFilter(recipe.filter).load_state_dict(state["filter"])
     Advantages(recipe.advantage).load_state_dict(state["statistics"])
     for name in ("scheduler_step", "skipped"):
         if type(state[name]) is not int or state[name] < 0:

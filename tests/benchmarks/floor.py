@@ -3,8 +3,7 @@
     python tests/benchmarks/floor.py [--against COMMIT] [--write] [CASE ...]
 
 The bare work of an iteration, its floor, is what its network did: the same forwards on the same
-inputs, the same backwards from the same gradients, the clip and the optimizer's steps,
-backprop_steps
+inputs, the same backwards from the same gradients, the clip and the optimizer's steps, replayed
 without the framework. Iterations and their floors alternate in one process on one thread, each from
 the same weights; two commits alternate in one run, process by process. Ratios are medians over
 pairs, of seconds of the processor, which other jobs disturb least. Writes floor.json, with the

@@ -37,6 +37,7 @@ from genrl_core import (
 )
 from genrl_core.loop.rollout import Rollout, RolloutEngine
 from genrl_core.registry import Registry
+from genrl_core.run import checkpoint, saving
 from genrl_core.run.runner import run
 from genrl_core.runs import generate, open_run, score
 from genrl_core.testing import ToyReward
@@ -152,6 +153,27 @@ def test_recorded_rollouts_train_as_those_that_were_drawn(
         assert equal(weights_of(trainer), current)
         assert equal(weights_of(trainer, "ema"), average)
     assert engine.asked == [0, 1, 2]
+
+
+def test_a_run_of_ones_own_engine_is_resumed_with_its_own_state(
+    toy_recipe: Make, tmp_path: Path
+) -> None:
+    """What stands in the checkpoint is the engine's affair."""
+    recipe = toy_recipe("toy_canvas")
+    drawing = build_trainer(recipe)
+    drawing.rollouts = recording = Recording(drawing.rollouts)
+    for _ in range(3):
+        drawing.step()
+    first = build_trainer(recipe, rollouts=Replayed(recording.files))
+    for _ in range(2):
+        first.step()
+    saving.save(first, recipe, tmp_path)
+    second = build_trainer(recipe, rollouts=(engine := Replayed(recording.files)))
+    saving.restore(second, recipe, next(checkpoint.snapshots(tmp_path, [])))
+    assert engine.asked == [0, 1]
+    second.step()
+    assert engine.asked == [0, 1, 2]
+    assert equal(weights_of(second), weights_of(drawing))
 
 
 # A view from elsewhere

@@ -40,10 +40,10 @@ def test_a_page_runs_as_it_is_and_its_recipes_train(page: Path, stage: Stage) ->
             assert metrics["grad_norm"] > 0
 
 
-def test_there_are_five_pages_and_each_says_first_what_it_is_for() -> None:
+def test_there_are_six_pages_and_each_says_first_what_it_is_for() -> None:
     assert {page.stem for page in PAGES} == {
-        "reading-the-core", "writing-a-sampler", "writing-a-paradigm", "writing-an-objective",
-        "glossary",
+        "reading-the-core", "how-it-works", "writing-a-sampler", "writing-a-paradigm",
+        "writing-an-objective", "glossary",
     }  # fmt: skip
     for page in PAGES:
         assert page.read_text().split("\n\n")[1].startswith("At the end of this page you can "), (
