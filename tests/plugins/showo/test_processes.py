@@ -17,7 +17,7 @@ from .test_policy import recipe_for
 OBJECTIVE = "{grpo: {epsilon: 0.2}, kl: {weight: 0.05, estimator: k3}}"
 ITERATIONS = 2
 WORKER = """
-import json, sys, torch
+import json, os, sys, torch
 from pathlib import Path
 from genrl_core.loop.distributed import Runtime
 from tests.plugins.showo.test_processes import loaded, trained
@@ -26,6 +26,7 @@ weights, metrics = trained(loaded(folder), runtime=runtime)
 torch.save(weights, folder / f"weights.{runtime.rank}")
 (folder / f"metrics.{runtime.rank}").write_text(json.dumps([metrics, runtime.world_size]))
 runtime.close()
+os._exit(0)  # as tests/core/test_trainer.py says
 """
 
 
